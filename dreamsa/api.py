@@ -1,0 +1,461 @@
+"""The facade: the command line, the web page and Python all start here.
+
+Long work is a `Job`: a generator of `Progress` whose arguments are checked, and whose run is created, before it is returned.
+"""
+
+import json
+import signal
+import time
+import warnings
+from collections.abc import Generator, Iterator
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from dreamsa import __version__, checkpoint
+from dreamsa.config import EDIT_STEPS, EditConfig, Escape, PresetName, RunConfig, edited, preset
+from dreamsa.export.video import NoFfmpeg, contact_sheet, write_mp4, write_png, write_webp
+from dreamsa.fields.hashgrid import resolve_backend
+from dreamsa.guidance.prompts import VIEWS, ViewPrompt, check_prompt
+from dreamsa.guidance.stable_diffusion import ModelConfig, StableDiffusion, check_prompt_words, locate_model
+from dreamsa.render.cameras import CameraConfig, orbit
+from dreamsa.runs import Run, RunError, find_run, list_runs, new_run, runs_folder
+from dreamsa.scene import Scene
+from dreamsa.train import MAX_SKIPPED, GuidanceFailed, Processes, StepResult, Training, new_training, sds_step
+
+PREVIEW_SECONDS = 5.0
+LOG_EVERY = 10
+"""Steps between two lines of metrics.jsonl."""
+
+
+class Progress(NamedTuple):
+    """Where a run is after one step."""
+
+    run: Run
+    step: int
+    """Steps done."""
+    steps: int
+    phase: str
+    """ascend or descend."""
+    result: StepResult
+    seconds_per_step: float
+    eta_seconds: float
+    preview: Path | None
+    """The newest preview picture."""
+
+
+@dataclass
+class Job:
+    """A run under way. Iterate over it for Progress, or `wait()` for the finished run. Leaving the loop saves the run."""
+
+    run: Run
+    _steps: Generator[Progress]
+
+    def __iter__(self) -> Iterator[Progress]:
+        return self._steps
+
+    def wait(self) -> Run:
+        """Go on to the end; returns the run."""
+        for _ in self._steps:
+            pass
+        return self.run
+
+    def stop(self) -> None:
+        """Save and leave; `resume` goes on from here. Does nothing once the job is over."""
+        self._steps.close()
+
+
+def device_for(name: str) -> torch.device:
+    """The device that a name means; `auto` is the GPU when there is one.
+
+    Raises:
+        ValueError: Unknown, or not there.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ValueError(f"There is no device {name!r}. Use auto, cpu, cuda or cuda:N.") from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError("Device cuda was asked for, but torch sees no GPU here. Use --device cpu, or see `dreamsa doctor`.")
+    if device.type not in ("cpu", "cuda"):
+        raise ValueError(f"Device {name!r} is not supported. Use auto, cpu, cuda or cuda:N.")
+    return device
+
+
+def check(config: RunConfig) -> tuple[RunConfig, dict[str, Any]]:
+    """Everything that can be found wrong before heavy work: (the config with its prompt cleaned, facts for the record)."""
+    config = replace(
+        config,
+        prompt=check_prompt(config.prompt),
+        negative_prompt=check_prompt(config.negative_prompt, "negative prompt") if config.negative_prompt else "",
+    )
+    locate_model(config.model)
+    check_prompt_words(config.prompt, config.model)
+    device = device_for(config.device)
+    backend, reason = resolve_backend(config.field.backend, device)
+    Processes.current().share(config.camera.batch)
+    return config, {"device": str(device), "backend": backend, "backend_reason": reason, "torch": torch.__version__}
+
+
+def generate(prompt: str = "", *, config: RunConfig | None = None, name: PresetName = "toybox", runs: Path | str | None = None) -> Job:
+    """Start a run that turns a prompt into a scene.
+
+    Args:
+        prompt: What to make. Taken from `config` when empty.
+        config: The whole configuration; by default the preset `name`.
+        runs: Folder that holds runs; by default $DREAMSA_RUNS or ./runs.
+
+    Raises:
+        ValueError: Anything that is wrong with the arguments, in one sentence.
+    """
+    config = preset(name, prompt) if config is None else replace(config, prompt=prompt or config.prompt)
+    if config.edit is not None:
+        raise ValueError("This configuration is an edit's; it needs its parent. Use edit, or resume.")
+    config, facts = check(config)
+    run = _shared_run(config, None, runs_folder(runs), facts)
+    return Job(run, _work(run, config))
+
+
+def edit(
+    parent: Run | str | Path,
+    prompt: str,
+    *,
+    escape: Escape = "anneal",
+    steps: int | None = None,
+    ascent_steps: int | None = None,
+    scale: float = 0.01,
+    eta: float = 0.3,
+    moments: str = "reset",
+    name: PresetName | None = None,
+    seed: int | None = None,
+    overrides: dict[str, Any] | None = None,
+    runs: Path | str | None = None,
+) -> Job:
+    """Start a child run: the parent's scene, resumed on another prompt, with a way out of its local minimum.
+
+    The parent is never written to. Kept: the scene's parameters. Reset: optimizer moments (unless `moments` is "keep"),
+    step count and with it every schedule, and the occupancy grid.
+
+    Args:
+        escape: anneal, plain, fresh, noise or interpolate; see EditConfig.
+        steps: All steps of the edit, the ascent's among them.
+        scale: S, the factor on the learning rate while ascending.
+        overrides: Other configuration changes, as `with_overrides` takes them.
+
+    Raises:
+        ValueError: Anything that is wrong with the arguments; RunError if the parent is missing or unfinished.
+    """
+    folder = runs_folder(runs)
+    parent = find_run(parent, folder)
+    before = parent.config
+    if parent.status != "finished":
+        raise RunError(f"Run {parent.id} is {parent.status}, not finished. Finish it first: dreamsa resume {parent.id}")
+    parent.latest_checkpoint  # noqa: B018  (raises if there is none)
+    own = name or ("toybox" if before.model.model == "toybox" else "paper")
+    default_steps, default_ascent = EDIT_STEPS[own]
+    steps = default_steps if steps is None else steps
+    if ascent_steps is None:
+        ascent_steps = default_ascent if steps == default_steps else round(steps * default_ascent / default_steps)
+    if escape not in ("anneal", "noise"):
+        ascent_steps = 0
+    child = edited(before, prompt, EditConfig(parent.id, escape, ascent_steps, scale, eta, moments), steps)  # pyright: ignore[reportArgumentType]
+    child = with_overrides(child if seed is None else replace(child, seed=seed), overrides or {})
+    child, facts = check(child)
+    run = _shared_run(child, parent, folder, facts)
+    return Job(run, _work(run, child, parent=parent))
+
+
+def resume(run: Run | str | Path, *, steps: int | None = None, runs: Path | str | None = None) -> Job:
+    """Go on with a stopped run exactly where it was; on a CPU, to the bit.
+
+    Raises:
+        RunError: It is finished, in use, or has no whole checkpoint (a run that never saved starts from its beginning).
+    """
+    folder = runs_folder(runs)
+    run = find_run(run, folder)
+    status = run.status
+    if status == "finished":
+        raise RunError(f'Run {run.id} is finished. To change it, use: dreamsa edit {run.id} "a new prompt"')
+    config, _ = check(run.config)
+    with run.lock():
+        pass
+    parent = find_run(config.edit.parent, run.path.parent) if config.edit and not checkpoint.latest(run.checkpoints) else None
+    return Job(run, _work(run, config, parent=parent, going_on=True))
+
+
+def with_overrides(config: RunConfig, overrides: dict[str, Any]) -> RunConfig:
+    """A configuration with some values changed: {"sds.guidance_scale": 30, "steps": 100}.
+
+    Raises:
+        ValueError: Unknown key or bad value.
+    """
+    from dreamsa.config import from_json, to_json
+
+    if not overrides:
+        return config
+    tree = to_json(config)
+    for key, value in overrides.items():
+        *path, last = key.split(".")
+        node: Any = tree
+        for part in path:
+            node = node.get(part) if isinstance(node, dict) else None
+        if not isinstance(node, dict):
+            raise ValueError(f"There is no setting {key!r}. See the config.json of any run.")
+        node[last] = value
+    return from_json(tree)
+
+
+def _shared_run(config: RunConfig, parent: Run | None, folder: Path, facts: dict[str, Any]) -> Run:
+    """A new run, made by the first process and told to the others."""
+    processes = Processes.current()
+    if processes.count == 1:
+        return new_run(config, parent, folder, facts)
+    from accelerate.utils import broadcast_object_list
+
+    told = [str(new_run(config, parent, folder, facts).path) if processes.rank == 0 else ""]
+    broadcast_object_list(told)
+    return Run(Path(told[0]))
+
+
+def _work(run: Run, config: RunConfig, parent: Run | None = None, going_on: bool = False) -> Generator[Progress]:
+    processes = Processes.current()
+    if processes.rank > 0:
+        yield from _train(run, config, parent, going_on, processes)
+        return
+    with run.lock():
+        run.update(status="running")
+        try:
+            yield from _train(run, config, parent, going_on, processes)
+        except (GeneratorExit, KeyboardInterrupt):
+            run.update(status="stopped")
+            raise
+        except BaseException as error:
+            with suppress(OSError):  # a full disk: what failed is told by the error itself
+                run.update(status="failed", error=f"{type(error).__name__}: {error}"[:2000])
+            raise
+
+
+def _train(run: Run, config: RunConfig, parent: Run | None, going_on: bool, processes: Processes) -> Generator[Progress]:
+    device = device_for(config.device)
+    training = new_training(config, device)
+    newest = checkpoint.latest(run.checkpoints) if going_on else None
+    if newest is not None:
+        training.load(newest)
+    elif parent is not None:
+        take_parent(training, parent)
+    first = processes.rank == 0
+    if first:
+        run.cut_metrics(training.step)
+        (run.path / "previews").mkdir(exist_ok=True)
+    score = StableDiffusion.load(config.model, device)
+    prompt = ViewPrompt(score, config.prompt, config.negative_prompt, config.views)
+    preview, shown, seconds = None, time.monotonic(), 0.0
+    try:
+        while training.step < config.steps:
+            result = sds_step(training, score, prompt, processes)
+            if training.skipped_in_a_row >= MAX_SKIPPED:
+                raise GuidanceFailed(
+                    f"The guidance returned values that are not finite {MAX_SKIPPED} steps in a row, up to step {training.step} "
+                    f"of {config.prompt!r}. The last checkpoint is whole; try --set model.dtype=float32 or a lower guidance scale."
+                )
+            seconds = result.seconds if seconds == 0 else 0.95 * seconds + 0.05 * result.seconds
+            done = training.step == config.steps
+            if first:
+                if result.step % LOG_EVERY == 0 or done or result.skipped:
+                    _log(run, result)
+                if time.monotonic() - shown > PREVIEW_SECONDS or done:
+                    preview, shown = _preview(run, training), time.monotonic()
+                if training.step % config.save_every == 0 and not done:
+                    _save(run, training)
+            left = (config.steps - training.step) * seconds
+            yield Progress(run, training.step, config.steps, result.phase, result, seconds, left, preview)
+    except (GeneratorExit, KeyboardInterrupt):
+        if first:
+            _save(run, training)
+        raise
+    if first:
+        _save(run, training)
+        write_outputs(run, training.scene)
+        run.update(status="finished", step=training.step, skipped=training.skipped)
+
+
+def take_parent(training: Training, parent: Run) -> None:
+    """Start from the parent's scene and, where the edit keeps them, its optimizer's moments."""
+    tensors, state = checkpoint.load(parent.latest_checkpoint)
+    training.scene.restore(tensors["scene"])
+    edit_ = training.config.edit
+    if edit_ is not None and edit_.moments == "keep":
+        rates = [group["lr"] for group in training.optimizer.param_groups]
+        checkpoint.unpack_optimizer(training.optimizer, tensors["training"], state["optimizer"])
+        for group, rate in zip(training.optimizer.param_groups, rates, strict=True):
+            group["lr"] = rate
+
+
+def _save(run: Run, training: Training) -> None:
+    target = run.checkpoints / f"{training.step:08d}"
+    if not target.exists():
+        training.save(target)
+        checkpoint.prune(run.checkpoints)
+    run.update(step=training.step)
+
+
+def _log(run: Run, result: StepResult) -> None:
+    values = {key: value for key, value in result._asdict().items()}
+    finite = {key: value if not isinstance(value, float) or np.isfinite(value) else None for key, value in values.items()}
+    with (run.path / "metrics.jsonl").open("a") as file:
+        file.write(json.dumps(finite) + "\n")
+
+
+def viewing_camera(config: CameraConfig) -> dict[str, float]:
+    """Distance and focal length from which people look: the middle of the training cameras'."""
+    return {"distance": sum(config.distance) / 2, "focal": sum(config.focal) / 2}
+
+
+def pictures(scene: Scene, camera: CameraConfig, count: int, resolution: int, elevation_deg: float = 15.0) -> np.ndarray:
+    """`count` views around the object, uint8 [count, h, w, 3]."""
+    from dreamsa.toybox.renderer import to_uint8
+
+    device = scene.occupancy.density.device
+    cameras = orbit([360 * i / count for i in range(count)], elevation_deg, **viewing_camera(camera))
+    cameras = type(cameras)(*(value.to(device) for value in (cameras.pose, cameras.focal, cameras.azimuth_deg, cameras.elevation_deg)))
+    return to_uint8(scene.look(cameras, resolution).rgb)
+
+
+def _preview(run: Run, training: Training) -> Path:
+    path = run.path / "previews" / f"{training.step:08d}.png"
+    write_png(contact_sheet(pictures(training.scene, training.config.camera, 4, 64), 4, magnify=2), path)
+    return path
+
+
+def write_outputs(run: Run, scene: Scene, frames: int = 60, resolution: int = 128) -> list[Path]:
+    """Turntable (mp4 and webp), contact sheet and README of a run. Returns what was written."""
+    camera = run.config.camera
+    made = pictures(scene, camera, frames, resolution)
+    sheet = contact_sheet(np.concatenate([made[:: frames // 8][:8], pictures(scene, camera, 4, resolution, 70.0)]), 4)
+    written = [run.path / name for name in ("contact_sheet.png", "turntable.webp", "turntable.mp4", "README.md")]
+    write_png(sheet, written[0])
+    write_webp(made, written[1])
+    try:
+        write_mp4(made, written[2])
+    except NoFfmpeg as error:
+        warnings.warn(str(error), stacklevel=2)
+        del written[2]
+    checkpoint.write_atomic(run.path / "README.md", _readme(run).encode())
+    return written
+
+
+def _readme(run: Run) -> str:
+    record = run.record
+    lineage = "\n".join(f"{i + 1}. {step['prompt']} (`{step['id']}`)" for i, step in enumerate(record["lineage"]))
+    return (
+        f"# {record['prompt']}\n\n![twelve views](contact_sheet.png)\n\n"
+        + (f"Made by editing:\n\n{lineage}\n\n" if lineage else "")
+        + f"Turntable: `turntable.mp4`, `turntable.webp`. {record['steps']} steps, seed {run.config.seed}, dreamsa {record['version']}.\n\n"
+        + f'Change it: `dreamsa edit {record["id"]} "a new prompt"`\n'
+    )
+
+
+def load_scene(run: Run, device: str = "auto") -> Scene:
+    """A run's scene from its newest checkpoint."""
+    config = run.config
+    scene = Scene(config.field, config.render, config.seed, device_for(device))
+    scene.restore(checkpoint.load(run.latest_checkpoint).tensors["scene"])
+    return scene
+
+
+def render(run: Run | str | Path, *, frames: int = 60, resolution: int = 256, runs: Path | str | None = None) -> list[Path]:
+    """Write a run's turntable and contact sheet anew, at any size. Returns the files.
+
+    Raises:
+        ValueError: Sizes out of range; RunError without a checkpoint.
+    """
+    if not 8 <= frames <= 1000:
+        raise ValueError(f"frames must lie in [8, 1000], got {frames}.")
+    if not 16 <= resolution <= 2048 or resolution % 2:
+        raise ValueError(f"resolution must be an even number in [16, 2048] pixels, got {resolution}.")
+    found = find_run(run, runs_folder(runs))
+    return write_outputs(found, load_scene(found), frames, resolution)
+
+
+def prompts(prompt: str, config: RunConfig | None = None) -> dict[str, str]:
+    """The exact text that is sent to the text encoder for each view."""
+    prompt = check_prompt(prompt)
+    views = (config or preset("toybox", prompt)).views
+    return {view: views.text(prompt, view) for view in VIEWS}
+
+
+def runs(folder: Path | str | None = None) -> list[Run]:
+    """All runs, oldest first."""
+    return list_runs(runs_folder(folder))
+
+
+def show(run: Run | str | Path, folder: Path | str | None = None) -> dict[str, Any]:
+    """A run's record, with its true status and its newest metrics."""
+    found = find_run(run, runs_folder(folder))
+    metrics = found.metrics()
+    return {**found.record, "status": found.status, "path": str(found.path), "metrics": metrics[-1] if metrics else None}
+
+
+def doctor() -> dict[str, Any]:
+    """What this machine has: device, backends and why, versions, models."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    from dreamsa.fields.hashgrid_tcnn import BUILD_COMMANDS
+
+    def versions(name: str) -> str:
+        try:
+            return version(name)
+        except PackageNotFoundError:
+            return "not installed"
+
+    def backend(name: str) -> str:
+        try:
+            return f"yes ({resolve_backend(name, device_for('auto'))[1]})"  # pyright: ignore[reportArgumentType]
+        except RuntimeError as error:
+            return f"no: {error}"
+
+    try:
+        embedded = locate_model(ModelConfig())[1]
+    except (ValueError, FileNotFoundError) as error:
+        embedded = f"missing: {error}"
+    gpu = torch.cuda.is_available()
+    return {
+        "dreamsa": __version__,
+        "device": torch.cuda.get_device_name() if gpu else "cpu",
+        "threads": torch.get_num_threads(),
+        "hash grid": {name: backend(name) for name in ("torch", "numba", "tcnn")},
+        "tiny-cuda-nn, to build": " && ".join(BUILD_COMMANDS),
+        "ffmpeg": _ffmpeg(),
+        "embedded model": embedded,
+        "versions": {
+            name: versions(name) for name in ("torch", "diffusers", "transformers", "accelerate", "numba", "safetensors", "gradio")
+        },
+    }
+
+
+def _ffmpeg() -> str:
+    import imageio_ffmpeg
+
+    try:
+        return imageio_ffmpeg.get_ffmpeg_exe()
+    except RuntimeError as error:
+        return f"missing: {error}"
+
+
+def stop_on_signals() -> list[int]:
+    """A list that the first SIGINT or SIGTERM puts its number into, for loops to look at; the second one kills as usual."""
+    seen: list[int] = []
+
+    def handler(number: int, frame: Any) -> None:
+        seen.append(number)
+        signal.signal(number, signal.SIG_DFL)
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, handler)
+    return seen

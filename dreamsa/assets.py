@@ -1,0 +1,17 @@
+"""Where the shipped files are: inside the installed package, or beside it in a checkout."""
+
+from importlib.resources import files
+from pathlib import Path
+
+
+def asset(name: str) -> Path:
+    """The folder `assets/NAME`.
+
+    Raises:
+        FileNotFoundError: It was not shipped.
+    """
+    package = Path(str(files("dreamsa")))
+    for folder in (package / "_assets" / name, package.parent / "assets" / name):
+        if folder.is_dir():
+            return folder
+    raise FileNotFoundError(f"The asset {name!r} is not installed: looked beside {package}. Reinstall dreamsa.")

@@ -1,0 +1,382 @@
+"""The command line: parse, call the API, print. Heavy modules are imported inside the commands, so that --help is quick.
+
+Exit codes: 0 done; 1 refused or failed, with one sentence on stderr; 2 the command line itself is wrong; 130 stopped by
+Ctrl-C and 143 by SIGTERM, with the run saved.
+"""
+
+import json as json_module
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
+
+from cyclopts import App, Parameter
+
+from dreamsa import __version__
+
+if TYPE_CHECKING:
+    from dreamsa.api import Job
+    from dreamsa.config import RunConfig
+
+app = App(
+    name="dreamsa",
+    version=__version__,
+    help="Turn words into 3-D objects, and change them with more words.\n\n"
+    'Start with:  dreamsa generate "a rabbit"   then:  dreamsa edit a-rabbit "a purple rabbit"',
+)
+toybox = App(name="toybox", help="The embedded world and the models trained on it.")
+app.command(toybox)
+
+Escape = Literal["anneal", "plain", "fresh", "noise", "interpolate"]
+Preset = Literal["toybox", "paper", "sd"]
+
+
+Runs = Annotated[Path | None, Parameter(name="--runs", help="Folder that holds runs. Default: $DREAMSA_RUNS or ./runs.")]
+Json = Annotated[bool, Parameter(name="--json", negative="", help="Print JSON lines on stdout instead of text.")]
+Quiet = Annotated[bool, Parameter(name=["--quiet", "-q"], negative="", help="Print only the run's folder at the end.")]
+DryRun = Annotated[bool, Parameter(name="--dry-run", negative="", help="Check everything, print the configuration, run nothing.")]
+Set = Annotated[list[str] | None, Parameter(name="--set", negative="", help="Change a setting: --set sds.guidance_scale=30. Repeatable.")]
+Seed = Annotated[int | None, Parameter(help="Seed of everything random. Default: 0, or the parent's.")]
+Steps = Annotated[int | None, Parameter(help="Optimizer steps. Default: the preset's.")]
+
+
+@app.command
+def generate(
+    prompt: str = "",
+    *,
+    preset: Preset | None = None,
+    config: Annotated[Path | None, Parameter(help="A config.json, such as another run's, instead of a preset.")] = None,
+    model: Annotated[str | None, Parameter(help="toybox, a folder, a .safetensors file or a Hub id.")] = None,
+    steps: Steps = None,
+    seed: Seed = None,
+    set_: Set = None,
+    runs: Runs = None,
+    json: Json = False,
+    quiet: Quiet = False,
+    dry_run: DryRun = False,
+) -> None:
+    """Turn a prompt into a 3-D object.
+
+    Example: dreamsa generate "a rabbit" --seed 1
+
+    Parameters
+    ----------
+    prompt
+        What to make, e.g. "a rabbit".
+    preset
+        toybox: the embedded model, minutes on a CPU. paper, sd: Stable Diffusion on a GPU.
+    """
+    from dreamsa import api
+    from dreamsa.config import preset as preset_config
+    from dreamsa.config import read_config
+
+    chosen = read_config(config) if config else preset_config(preset or ("toybox" if model in (None, "toybox") else "sd"), prompt)
+    chosen = api.with_overrides(chosen, _overrides(set_, prompt=prompt or None, steps=steps, seed=seed, **{"model.model": model}))
+    if dry_run:
+        return _print_config(api.check(chosen)[0])
+    _follow(api.generate(config=chosen, runs=runs), json, quiet)
+
+
+@app.command
+def edit(
+    run: str,
+    prompt: str,
+    *,
+    escape: Escape = "anneal",
+    steps: Steps = None,
+    ascent_steps: Annotated[int | None, Parameter(help="How many of the steps ascend. Default: a fifth.")] = None,
+    scale: Annotated[float, Parameter(help="S: factor on the learning rate while ascending.")] = 0.01,
+    eta: Annotated[float, Parameter(help="Share of the way towards a random scene, for interpolate.")] = 0.3,
+    moments: Literal["reset", "keep"] = "reset",
+    preset: Preset | None = None,
+    seed: Seed = None,
+    set_: Set = None,
+    runs: Runs = None,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Change a finished object with a new prompt: ascend on it for a while, then descend.
+
+    Example: dreamsa edit a-rabbit-7f3a "a purple rabbit"
+
+    Parameters
+    ----------
+    run
+        The parent: a run's id, the beginning of one, or its folder. It is never written to.
+    prompt
+        What it should become.
+    escape
+        How to leave the parent's local minimum: anneal (ours), plain (descend only), fresh (from scratch), noise
+        (one random displacement), interpolate (towards a random scene).
+    moments
+        Whether the optimizer forgets what it gathered on the parent's prompt.
+    """
+    from dreamsa import api
+
+    job = api.edit(
+        run, prompt, escape=escape, steps=steps, ascent_steps=ascent_steps, scale=scale, eta=eta, moments=moments,
+        name=preset, seed=seed, overrides=_overrides(set_), runs=runs,
+    )  # fmt: skip
+    _follow(job, json, quiet)
+
+
+@app.command
+def resume(run: str, *, runs: Runs = None, json: Json = False, quiet: Quiet = False) -> None:
+    """Go on with a stopped run, exactly where it was.
+
+    Parameters
+    ----------
+    run
+        A run's id, the beginning of one, or its folder.
+    """
+    from dreamsa import api
+
+    _follow(api.resume(run, runs=runs), json, quiet)
+
+
+@app.command
+def render(run: str, *, frames: int = 60, resolution: int = 256, runs: Runs = None) -> None:
+    """Write a run's turntable (mp4, webp) and contact sheet anew, at any size.
+
+    Parameters
+    ----------
+    frames
+        Pictures around the object, 8 to 1000.
+    resolution
+        Side of a picture in pixels, even, 16 to 2048.
+    """
+    from dreamsa import api
+
+    for path in api.render(run, frames=frames, resolution=resolution, runs=runs):
+        print(path)
+
+
+@app.command(name="list")
+def list_(*, runs: Runs = None, json: Json = False) -> None:
+    """List all runs as a tree: edits stand under the run they were made from."""
+    from dreamsa import api
+
+    records = [{**run.record, "status": run.status} for run in api.runs(runs)]
+    if json:
+        print(json_module.dumps(records))
+        return
+    from rich.console import Console
+    from rich.tree import Tree
+
+    if not records:
+        print('No runs yet. Start with: dreamsa generate "a rabbit"')
+        return
+    tree = Tree("runs", hide_root=True)
+    nodes: dict[str, Tree] = {}
+    for record in records:
+        from rich.markup import escape as plain
+
+        line = f"[bold]{record['id']}[/bold]  {plain(record['prompt'])}  [dim]{record['status']} {record['step']}/{record['steps']}[/dim]"
+        nodes[record["id"]] = nodes.get(record["parent"], tree).add(line)
+    Console(highlight=False).print(tree)
+
+
+@app.command
+def show(run: str, *, runs: Runs = None, json: Json = False) -> None:
+    """Show one run: prompt, lineage, status, device, newest numbers, files."""
+    from dreamsa import api
+
+    _print_facts(api.show(run, runs), json)
+
+
+@app.command
+def prompts(prompt: str, *, json: Json = False) -> None:
+    """Print the exact text that each view is asked for with."""
+    from dreamsa import api
+
+    _print_facts(api.prompts(prompt), json)
+
+
+@app.command
+def doctor(*, json: Json = False) -> None:
+    """Show what this machine has: device, backends, versions, models, and how to build tiny-cuda-nn."""
+    from dreamsa import api
+
+    _print_facts(api.doctor(), json)
+
+
+@app.command
+def bench(*, steps: int = 30, json: Json = False) -> None:
+    """Time one step of score distillation and its parts, and the hash grid against the usual torch one."""
+    from dreamsa.evaluate.bench import bench as run_bench
+
+    _print_facts(run_bench(steps), json)
+
+
+@toybox.command
+def sheet(out: Path = Path("toybox.png")) -> None:
+    """Draw every object of the toybox from six sides."""
+    from dreamsa.toybox.sheet import world_sheet
+
+    print(world_sheet(out))
+
+
+@toybox.command
+def train(
+    folder: Path,
+    *,
+    stage: Literal["all", "pictures", "text", "autoencoder", "diffusion", "judge"] = "all",
+    steps: int | None = None,
+    pictures: int = 20_000,
+    seed: int = 0,
+    device: str = "auto",
+) -> None:
+    """Train the embedded models from nothing, or go on where an earlier call stopped.
+
+    Parameters
+    ----------
+    folder
+        Where everything is kept; the finished models appear in FOLDER/toybox-sd and FOLDER/toybox-clip.
+    stage
+        One stage, or all of them in order.
+    steps
+        Optimizer steps of the stage; default: the recipe's.
+    """
+    from dreamsa.toybox.recipe import train_toybox
+
+    for line in train_toybox(folder, stage, steps, pictures, seed, device):
+        print(line, flush=True)
+
+
+@toybox.command
+def evaluate(
+    model: str = "toybox", *, per_object: int = 12, guidance: float = 5.0, seed: int = 0, sheet: Path | None = None, json: Json = False
+) -> None:
+    """Let the judge name the text-to-image model's own pictures: object, colour and view.
+
+    Parameters
+    ----------
+    per_object
+        Pictures per object; colours and views are drawn at random.
+    sheet
+        Also write the pictures as one PNG.
+    """
+    from dreamsa.toybox.evaluate import evaluate_model
+
+    _print_facts(evaluate_model(model, per_object, guidance, seed, sheet), json)
+
+
+def _overrides(pairs: list[str] | None, **given: Any) -> dict[str, Any]:
+    """--set pairs and the flags that stand for settings, as one dictionary. Values are JSON where they can be, else text."""
+    overrides = {key: value for key, value in given.items() if value is not None}
+    for pair in pairs or []:
+        key, equals, text = pair.partition("=")
+        if not equals:
+            raise ValueError(f"--set wants name=value, e.g. sds.guidance_scale=30; got {pair!r}.")
+        try:
+            overrides[key] = json_module.loads(text)
+        except ValueError:
+            overrides[key] = text
+    return overrides
+
+
+def _print_config(config: "RunConfig") -> None:
+    from dreamsa.config import to_json
+
+    print(json_module.dumps(to_json(config), indent=2))
+
+
+def _print_facts(facts: dict[str, Any], as_json: bool) -> None:
+    if as_json:
+        print(json_module.dumps(facts))
+        return
+    for line in _lines(facts):
+        print(line)
+
+
+def _lines(facts: dict[str, Any], indent: str = "") -> Iterable[str]:
+    width = max((len(key) for key in facts), default=0)
+    for key, value in facts.items():
+        if isinstance(value, dict):
+            yield f"{indent}{key}"
+            yield from _lines(value, indent + "  ")
+        else:
+            yield f"{indent}{key:<{width}}  {value}"
+
+
+def _follow(job: "Job", as_json: bool, quiet: bool) -> None:
+    """Show a job's progress to its end. A first Ctrl-C or SIGTERM saves and says how to go on."""
+    import os
+
+    from dreamsa.api import stop_on_signals
+
+    if int(os.environ.get("RANK", "0")) > 0:  # under `accelerate launch` one process talks
+        job.wait()
+        return
+    signals, run = stop_on_signals(), job.run
+    try:
+        for _ in _shown(job, as_json, quiet):
+            if signals:
+                break
+    finally:
+        job.stop()
+    if signals and run.status != "finished":
+        print(f"Stopped at step {run.record['step']}; everything is saved. Go on with: dreamsa resume {run.id}", file=sys.stderr)
+        raise SystemExit(128 + signals[0])
+    if as_json:
+        print(json_module.dumps({"event": "finished", "run": run.id, "path": str(run.path)}))
+    elif quiet:
+        print(run.path)
+    else:
+        print(f'{run.path}\n  turntable.mp4, turntable.webp, contact_sheet.png\nChange it:  dreamsa edit {run.id} "..."')
+
+
+def _shown(job: "Job", as_json: bool, quiet: bool) -> Iterable[Any]:
+    if as_json:
+        for progress in job:
+            facts = {**progress.result._asdict(), "event": "step", "steps": progress.steps, "eta_seconds": round(progress.eta_seconds, 1)}
+            print(json_module.dumps({**facts, "run": job.run.id, "preview": str(progress.preview or "")}), flush=True)
+            yield progress
+        return
+    if quiet:
+        yield from job
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+    console = Console(stderr=True)
+    console.print(
+        f"run [bold]{job.run.id}[/bold], device {job.run.record['device']}, hash grid {job.run.record['backend']}", highlight=False
+    )
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[note]}"))
+    with Progress(*columns, console=console) as bar:
+        task = bar.add_task("load", total=None, note="")
+        shown = None
+        for progress in job:
+            note = f"{progress.seconds_per_step * 1000:.0f} ms/step, {progress.eta_seconds:.0f} s left"
+            bar.update(task, description=progress.phase, completed=progress.step, total=progress.steps, note=note)
+            if progress.preview != shown:
+                shown = progress.preview
+                if not console.is_terminal:
+                    console.print(f"step {progress.step}/{progress.steps} {progress.phase}, {note}, preview {shown}", highlight=False)
+            yield progress
+
+
+def fail(message: str) -> NoReturn:
+    """One sentence on stderr, exit code 1."""
+    print(f"dreamsa: {message}", file=sys.stderr)
+    raise SystemExit(1)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Entry point. Users' mistakes are one sentence; --debug shows where any error came from."""
+    tokens = sys.argv[1:] if arguments is None else arguments
+    debug = "--debug" in tokens
+    tokens = [token for token in tokens if token != "--debug"]
+    try:
+        app(tokens)
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None
+    except (ValueError, RuntimeError, OSError, ImportError) as error:
+        if debug:
+            raise
+        fail(" ".join(str(error).split()) or type(error).__name__)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Files for people: videos and contact sheets."""

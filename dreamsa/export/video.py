@@ -1,0 +1,75 @@
+"""Turntables and contact sheets. Every file is written under a temporary name first."""
+
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+Frames = NDArray[np.uint8]
+"""uint8 [n, h, w, 3]."""
+
+
+class NoFfmpeg(RuntimeError):
+    """mp4 cannot be written here."""
+
+
+def write_mp4(frames: Frames, path: Path, fps: int = 20) -> None:
+    """H.264, yuv420p: plays in every browser. Sides must be even.
+
+    Raises:
+        NoFfmpeg: No ffmpeg program was found; webp needs none.
+    """
+    import imageio
+    import imageio_ffmpeg
+
+    try:
+        imageio_ffmpeg.get_ffmpeg_exe()
+    except RuntimeError as error:
+        raise NoFfmpeg(
+            f"{path.name} was not written: no ffmpeg was found. Install imageio-ffmpeg or ffmpeg; the webp needs neither."
+        ) from error
+
+    def write(part: Path) -> None:
+        with imageio.get_writer(part, format="FFMPEG", fps=fps, codec="libx264", quality=8, macro_block_size=2) as writer:  # pyright: ignore[reportArgumentType]
+            for frame in frames:
+                writer.append_data(frame)
+
+    _atomic(path, write)
+
+
+def write_webp(frames: Frames, path: Path, fps: int = 20) -> None:
+    """An endlessly looping animation."""
+    pictures = [Image.fromarray(frame) for frame in frames]
+    _atomic(path, lambda part: pictures[0].save(part, save_all=True, append_images=pictures[1:], duration=1000 // fps, loop=0, quality=85))
+
+
+def write_png(picture: NDArray[np.uint8], path: Path) -> None:
+    """uint8 [h, w, 3]."""
+    _atomic(path, lambda part: Image.fromarray(picture).save(part))
+
+
+def contact_sheet(pictures: Frames, columns: int, gap: int = 2, magnify: int = 1) -> NDArray[np.uint8]:
+    """Pictures in rows of `columns`, with white gaps: uint8 [h, w, 3]."""
+    n, h, w, _ = pictures.shape
+    rows = -(-n // columns)
+    sheet = np.full((rows * (h + gap) + gap, columns * (w + gap) + gap, 3), 255, np.uint8)
+    for i, picture in enumerate(pictures):
+        y, x = gap + (i // columns) * (h + gap), gap + (i % columns) * (w + gap)
+        sheet[y : y + h, x : x + w] = picture
+    return sheet.repeat(magnify, 0).repeat(magnify, 1)
+
+
+def _atomic(path: Path, write: Callable[[Path], None]) -> None:
+    handle, name = tempfile.mkstemp(prefix=".tmp-", suffix=path.suffix, dir=path.parent)
+    os.close(handle)
+    try:
+        write(Path(name))
+        os.chmod(name, 0o644)
+        os.replace(name, path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise

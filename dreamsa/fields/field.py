@@ -1,0 +1,69 @@
+"""The field: hash grid, small MLP, and a density blob that starts it as a soft ball."""
+
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from dreamsa.fields.hashgrid import BackendName, HashGridConfig, make_encode, new_table
+
+
+@dataclass(frozen=True)
+class FieldConfig:
+    """How a scene is represented."""
+
+    grid: HashGridConfig = field(default_factory=HashGridConfig)
+    backend: BackendName = "auto"
+    hidden: int = 32
+    """Width of the MLP's hidden layer."""
+    radius: float = 1.0
+    """Half the side of the cube that holds the scene, world units; the field is empty outside."""
+    blob_density: float = 10.0
+    """Height of the density bias blob_density * (1 - |x| / blob_radius) before softplus (Magic3D, arXiv:2211.10440)."""
+    blob_radius: float = 0.5
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.hidden <= 1024:
+            raise ValueError(f"field.hidden must lie in [1, 1024], got {self.hidden}.")
+        if not 0 < self.radius <= 16:
+            raise ValueError(f"field.radius must lie in (0, 16] world units, got {self.radius}.")
+        if not 0 < self.blob_radius <= self.radius * 2:
+            raise ValueError(f"field.blob_radius must lie in (0, 2 radius = {2 * self.radius}], got {self.blob_radius}.")
+        if not 0 <= self.blob_density <= 1000:
+            raise ValueError(f"field.blob_density must lie in [0, 1000], got {self.blob_density}.")
+
+
+class Sample(NamedTuple):
+    density: Tensor  # [n], in 1/world unit, at least 0
+    rgb: Tensor  # [n, 3] in [0, 1]
+
+
+class HashField(nn.Module):
+    """Points [n, 3] in world units -> Sample. Parameters: `table`, `hidden.*`, `out.*`, equal for every backend."""
+
+    def __init__(self, config: FieldConfig, rng: torch.Generator) -> None:
+        """Fresh parameters, drawn from `rng` and placed on its device."""
+        super().__init__()
+        self.config = config
+        self.encode = make_encode(config.grid, config.backend, rng.device)
+        self.table = nn.Parameter(new_table(config.grid, rng))
+        self.hidden = _linear(config.grid.width, config.hidden, rng)
+        self.out = _linear(config.hidden, 4, rng)
+
+    def query(self, points: Tensor) -> Sample:
+        radius = self.config.radius
+        encoding = self.encode(((points + radius) / (2 * radius)).clamp(0, 1), self.table)
+        raw = self.out(torch.relu(self.hidden(encoding)))
+        bias = self.config.blob_density * (1 - points.norm(dim=-1) / self.config.blob_radius)
+        return Sample(nn.functional.softplus(raw[:, 0] + bias), raw[:, 1:].sigmoid())
+
+
+def _linear(inputs: int, outputs: int, rng: torch.Generator) -> nn.Linear:
+    """nn.Linear with the default initialisation (U[-1/sqrt(inputs), 1/sqrt(inputs)]) from our own generator."""
+    layer = nn.Linear(inputs, outputs, device="meta").to_empty(device=rng.device)
+    with torch.no_grad():
+        for parameter in layer.parameters():
+            draw = torch.rand(parameter.shape, generator=rng, device=rng.device)
+            parameter.copy_((draw * 2 - 1) / inputs**0.5)
+    return layer

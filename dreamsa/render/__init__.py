@@ -1,0 +1,1 @@
+"""Rendering: cameras, rays, samples, compositing. Knows a scene only as a function of points."""

@@ -1,0 +1,136 @@
+"""The embedded Stable Diffusion's UNet: v-prediction on cached latents, and the folder that diffusers loads."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import AutoencoderTiny, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from torch import Tensor
+from transformers import CLIPTextModel, CLIPTokenizer
+
+from dreamsa.randomness import generator_for, seed_for
+from dreamsa.toybox.autoencoder import LATENT_CHANNELS
+from dreamsa.toybox.dual_encoder import TEXT_WIDTH, random_captions, tokenize
+from dreamsa.toybox.fit import FitConfig, FitStep, fit
+
+UNCONDITIONAL = 0.1
+"""Share of the captions that are emptied, for classifier-free guidance (arXiv:2207.12598)."""
+MIN_SNR_GAMMA = 5.0
+"""Cap of the signal-to-noise weight (arXiv:2303.09556)."""
+
+
+def new_unet() -> UNet2DConditionModel:
+    """6.7 M parameters; attention at 8 x 8 and 4 x 4 only, where it is cheap."""
+    return UNet2DConditionModel(
+        sample_size=16,
+        in_channels=LATENT_CHANNELS,
+        out_channels=LATENT_CHANNELS,
+        block_out_channels=(64, 128, 128),
+        layers_per_block=1,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+        cross_attention_dim=TEXT_WIDTH,
+        attention_head_dim=4,
+        norm_num_groups=16,
+    )
+
+
+def new_scheduler() -> DDIMScheduler:
+    """Stable Diffusion's noise schedule with v-prediction, which learns colours at high noise where epsilon cannot."""
+    return DDIMScheduler(
+        beta_schedule="scaled_linear",
+        beta_start=0.00085,
+        beta_end=0.012,
+        clip_sample=False,
+        set_alpha_to_one=False,
+        steps_offset=1,
+        timestep_spacing="trailing",
+        prediction_type="v_prediction",
+    )
+
+
+class Captioner:
+    """Text embeddings [b, tokens, width] from a frozen text tower, each text encoded once."""
+
+    def __init__(self, tokenizer: CLIPTokenizer, text_encoder: CLIPTextModel) -> None:
+        self.tokenizer, self.text_encoder = tokenizer, text_encoder.eval()
+        self.known: dict[str, Tensor] = {}
+
+    @torch.no_grad()
+    def __call__(self, texts: list[str]) -> Tensor:
+        new = sorted(set(texts) - self.known.keys())
+        if new:
+            tokens = tokenize(self.tokenizer, new).to(self.text_encoder.device)
+            self.known.update(zip(new, self.text_encoder(tokens).last_hidden_state, strict=True))
+        return torch.stack([self.known[text] for text in texts])
+
+
+def train_unet(
+    folder: Path,
+    unet: UNet2DConditionModel,
+    captioner: Captioner,
+    latents: Tensor,
+    labels: np.ndarray,
+    config: FitConfig,
+    seed: int,
+    batch: int = 32,
+) -> Iterator[FitStep]:
+    """Minimise the min-SNR weighted squared error of v = sqrt(a) noise - sqrt(1 - a) latents (arXiv:2202.00512).
+
+    Args:
+        latents: Scaled latents [n, 8, 16, 16], any float dtype.
+        labels: int [n, 3]: object, colour, view.
+    """
+    unet.to(memory_format=torch.channels_last)
+    device = unet.device
+    alpha_bar = new_scheduler().alphas_cumprod.to(device)
+
+    def loss_at(step: int) -> Tensor:
+        rng = np.random.default_rng(seed_for(seed, step, "unet"))
+        torch_rng = generator_for(seed, step, "unet noise")
+        index = rng.integers(len(latents), size=batch)
+        texts = [t if rng.random() >= UNCONDITIONAL else "" for t in random_captions(labels[index], rng)]
+        clean = latents[torch.from_numpy(index)].float().to(device)
+        timesteps = torch.randint(0, 1000, (batch,), generator=torch_rng).to(device)
+        noise = torch.randn(clean.shape, generator=torch_rng).to(device)
+        a = alpha_bar[timesteps].view(-1, 1, 1, 1)
+        noisy = a.sqrt() * clean + (1 - a).sqrt() * noise
+        target = a.sqrt() * noise - (1 - a).sqrt() * clean
+        predicted = unet(noisy.to(memory_format=torch.channels_last), timesteps, captioner(texts)).sample
+        snr = a / (1 - a)
+        weight = snr.clamp(max=MIN_SNR_GAMMA) / (snr + 1) * (1 + 1 / MIN_SNR_GAMMA)
+        return (weight * (predicted.float() - target).square()).mean()
+
+    yield from fit(folder, unet, loss_at, config)
+
+
+def assemble(
+    tokenizer: CLIPTokenizer, text_encoder: CLIPTextModel, autoencoder: AutoencoderTiny, unet: UNet2DConditionModel
+) -> StableDiffusionPipeline:
+    """The parts as an ordinary Stable Diffusion pipeline: `save_pretrained` writes the folder."""
+    return StableDiffusionPipeline(
+        vae=autoencoder,
+        text_encoder=text_encoder,
+        tokenizer=tokenizer,
+        unet=unet,
+        scheduler=new_scheduler(),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+
+
+@torch.no_grad()
+def sample(
+    pipeline: StableDiffusionPipeline, texts: list[str], seed: int, steps: int = 25, guidance: float = 5.0, batch: int = 32
+) -> Tensor:
+    """One picture per text, float32 [n, 3, 64, 64] in [0, 1]."""
+    pipeline.set_progress_bar_config(disable=True)
+    images = []
+    for start in range(0, len(texts), batch):
+        chunk = texts[start : start + batch]
+        generators = [generator_for(seed, start + i, "sample", "cpu") for i in range(len(chunk))]
+        made = pipeline(chunk, num_inference_steps=steps, guidance_scale=guidance, generator=generators, output_type="pt")
+        images.append(made.images.float().cpu())
+    return torch.cat(images)

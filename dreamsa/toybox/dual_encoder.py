@@ -1,0 +1,105 @@
+"""Contrastive image-text pairs (CLIP, arXiv:2103.00020): the embedded model's text tower, and the judge."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import (
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPTokenizer,
+    ConvNextConfig,
+    ConvNextModel,
+    VisionTextDualEncoderModel,
+)
+
+from dreamsa.guidance.prompts import VIEWS
+from dreamsa.randomness import seed_for
+from dreamsa.toybox.captions import caption
+from dreamsa.toybox.dataset import COLOUR_NAMES, NAMES, Pictures, wild_backgrounds
+from dreamsa.toybox.fit import FitConfig, FitStep, fit
+from dreamsa.toybox.shapes import COLOUR_SYNONYMS
+from dreamsa.toybox.tokenizer import MAX_LENGTH
+
+TEXT_WIDTH = 128
+
+
+def new_dual_encoder(tokenizer: CLIPTokenizer) -> VisionTextDualEncoderModel:
+    """A three-stage ConvNeXt and a three-layer CLIP text tower, both read by transformers."""
+    text = CLIPTextConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=TEXT_WIDTH,
+        intermediate_size=4 * TEXT_WIDTH,
+        projection_dim=TEXT_WIDTH,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        max_position_embeddings=MAX_LENGTH,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    vision = ConvNextConfig(num_channels=3, patch_size=4, num_stages=3, hidden_sizes=[48, 96, 192], depths=[2, 2, 2], image_size=64)
+    vision.hidden_size = vision.hidden_sizes[-1]
+    model = VisionTextDualEncoderModel(vision_model=ConvNextModel(vision), text_model=CLIPTextModel(text))
+    return model
+
+
+def tokenize(tokenizer: CLIPTokenizer, texts: Sequence[str], length: int = MAX_LENGTH) -> Tensor:
+    """Token ids [texts, length], padded and truncated."""
+    return tokenizer(list(texts), padding="max_length", truncation=True, max_length=length, return_tensors="pt").input_ids
+
+
+def random_captions(labels: np.ndarray, rng: np.random.Generator) -> list[str]:
+    """One caption per label: the view is left out of a quarter, black is sometimes written for ebony, and so on."""
+    texts = []
+    for name, colour, view in labels:
+        word = COLOUR_NAMES[colour]
+        if rng.random() < 0.4:
+            word = next((other for other, meant in COLOUR_SYNONYMS.items() if meant == word), word)
+        text = caption(NAMES[name], word, VIEWS[view] if rng.random() < 0.75 else None)
+        texts.append("the" + text[text.index(" ") :] if rng.random() < 0.1 else text)
+    return texts
+
+
+def _blurred(images: Tensor, rng: np.random.Generator) -> Tensor:
+    """Some pictures soft and noisy, as a NeRF's renders are."""
+    small = torch.nn.functional.interpolate(images, scale_factor=float(rng.uniform(0.4, 0.8)), mode="bilinear", antialias=True)
+    soft = torch.nn.functional.interpolate(small, size=images.shape[-2:], mode="bilinear")
+    chosen = torch.from_numpy(rng.random((len(images), 1, 1, 1)) < 0.4)
+    noise = torch.from_numpy(rng.normal(0, 1, images.shape).astype(np.float32)) * rng.uniform(0, 0.05)
+    return (torch.where(chosen, soft, images) + noise).clamp(0, 1)
+
+
+def train_dual_encoder(
+    folder: Path,
+    model: VisionTextDualEncoderModel,
+    tokenizer: CLIPTokenizer,
+    pictures: Pictures,
+    config: FitConfig,
+    seed: int,
+    batch: int = 128,
+) -> Iterator[FitStep]:
+    """Cross-entropy both ways over the batch; pictures whose captions are equal share the target."""
+
+    def loss_at(step: int) -> Tensor:
+        rng = np.random.default_rng(seed_for(seed, step, "dual encoder"))
+        index = rng.integers(len(pictures), size=batch)
+        images = _blurred(pictures.over(index, wild_backgrounds(batch, rng)), rng)
+        texts = random_captions(pictures.labels[index], rng)
+        image_features, text_features = features(model, images.to(model.device), tokenize(tokenizer, texts).to(model.device))
+        logits = model.logit_scale.clamp(max=4.6).exp() * image_features @ text_features.T
+        same = torch.tensor([[a == b for b in texts] for a in texts], dtype=torch.float32, device=logits.device)
+        same = same / same.sum(1, keepdim=True)
+        cross_entropy = torch.nn.functional.cross_entropy
+        return (cross_entropy(logits.float(), same) + cross_entropy(logits.T.float(), same)) / 2
+
+    yield from fit(folder, model, loss_at, config)
+
+
+def features(model: VisionTextDualEncoderModel, images: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
+    """Unit feature vectors of images [b, 3, h, w] in [0, 1] and of token ids [n, length]."""
+    image = model.get_image_features(images * 2 - 1).pooler_output
+    text = model.get_text_features(tokens).pooler_output
+    return torch.nn.functional.normalize(image.float(), dim=-1), torch.nn.functional.normalize(text.float(), dim=-1)

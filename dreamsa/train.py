@@ -1,0 +1,228 @@
+"""THE FILE TO READ FIRST: one step of score distillation, and the loop around it.
+
+Text-to-3D is one loop with four replaceable parts: a scene (field and renderer), a score model, a prompt, an annealer.
+"""
+
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from dreamsa import checkpoint
+from dreamsa.annealing import Annealer
+from dreamsa.config import LossConfig, OptimizerConfig, RunConfig
+from dreamsa.escape import last_reset, rules_for
+from dreamsa.guidance.prompts import ViewPrompt
+from dreamsa.guidance.score_model import ScoreModel
+from dreamsa.randomness import generator_for
+from dreamsa.render.background import random_grey
+from dreamsa.render.cameras import Cameras, sample_cameras
+from dreamsa.render.volume import View, render
+from dreamsa.scene import Scene
+from dreamsa.sds import add_noise, clip_per_view, sample_timesteps, sds_loss, sds_weight
+
+MAX_SKIPPED = 10
+"""Steps in a row that may be skipped because a gradient was not finite."""
+
+
+class GuidanceFailed(RuntimeError):
+    """The score model returned NaN or infinity too many times in a row."""
+
+
+class Draw(NamedTuple):
+    """Everything random about the views of one step; drawn for all processes' views, so that their number does not matter."""
+
+    cameras: Cameras
+    jitter: Tensor  # [b, h, w]
+    background: Tensor  # [b, 3]
+    light: Tensor  # [b, 3]
+    timesteps: Tensor  # [b]
+
+    def part(self, index: slice) -> "Draw":
+        return Draw(*(value[index] for value in self))
+
+
+class StepResult(NamedTuple):
+    """Numbers of one step. The loss's own value means nothing in score distillation; these do."""
+
+    step: int
+    phase: str
+    grad_norm: float
+    """|g|, g the gradient in the latents."""
+    grad_dot_latents: float
+    """<g, z> / b; its sign tells ascent from descent."""
+    opacity: float
+    lr: float
+    seconds: float
+    skipped: bool
+
+
+@dataclass
+class Processes:
+    """Which share of the views is ours, and how gradients are added up. One process: all of them, nothing to do."""
+
+    rank: int = 0
+    count: int = 1
+
+    @classmethod
+    def current(cls) -> "Processes":
+        """What `accelerate launch` set up, if it did."""
+        if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+            return cls()
+        from accelerate import PartialState
+
+        state = PartialState()
+        return cls(state.process_index, state.num_processes)
+
+    def share(self, views: int) -> slice:
+        """Our views out of `views`."""
+        if views % self.count:
+            raise ValueError(f"camera.batch = {views} views cannot be split over {self.count} processes. Use a multiple of {self.count}.")
+        each = views // self.count
+        return slice(self.rank * each, (self.rank + 1) * each)
+
+    def sum_(self, tensors: list[Tensor]) -> None:
+        """Add tensors up over all processes, in place."""
+        if self.count > 1:
+            for tensor in tensors:
+                torch.distributed.all_reduce(tensor)
+
+
+@dataclass
+class Training:
+    """A run in memory: what `sds_step` changes. Time is `step`; all else that matters is in the parts."""
+
+    config: RunConfig
+    scene: Scene
+    optimizer: torch.optim.Optimizer
+    annealer: Annealer
+    step: int = 0
+    skipped_in_a_row: int = 0
+    skipped: int = 0
+
+    def save(self, folder: Path) -> None:
+        """Write a checkpoint; see `dreamsa.checkpoint`."""
+        tensors, optimizer = checkpoint.pack_optimizer(self.optimizer)
+        state = {
+            "step": self.step,
+            "skipped": self.skipped,
+            "skipped_in_a_row": self.skipped_in_a_row,
+            "annealer": self.annealer.state_dict(),
+            "optimizer": optimizer,
+        }
+        checkpoint.save(folder, {"scene": self.scene.tensors(), "training": tensors}, state)
+
+    def load(self, folder: Path) -> None:
+        """Take up a checkpoint exactly."""
+        tensors, state = checkpoint.load(folder)
+        self.scene.restore(tensors["scene"])
+        checkpoint.unpack_optimizer(self.optimizer, tensors["training"], state["optimizer"])
+        self.annealer.load_state_dict(state["annealer"])
+        self.step, self.skipped = state["step"], state["skipped"]
+        self.skipped_in_a_row = state["skipped_in_a_row"]
+
+
+def new_optimizer(scene: Scene, config: OptimizerConfig) -> torch.optim.Adam:
+    """Adam as in Instant-NGP and threestudio: betas (0.9, 0.99), eps 1e-15; one named group per kind of parameter."""
+    groups = scene.groups(config.lr, config.mlp_lr, config.background_lr)
+    return torch.optim.Adam(groups, betas=(0.9, 0.99), eps=1e-15, fused=True)
+
+
+def new_training(config: RunConfig, device: torch.device | str = "cpu") -> Training:
+    """A run at its very beginning."""
+    scene = Scene(config.field, config.render, config.seed, device)
+    optimizer = new_optimizer(scene, config.optimizer)
+    return Training(config, scene, optimizer, Annealer(optimizer, rules_for(config)))
+
+
+def warmed_up(config: RunConfig, step: int) -> float:
+    """Factor on the learning rate: after moments were reset, Adam's first steps would all be of full length."""
+    start, warmup = last_reset(config, step), config.optimizer.warmup
+    return 1.0 if start is None or not warmup else min((step - start + 1) / warmup, 1.0)
+
+
+def draw_views(config: RunConfig, step: int, device: torch.device, timesteps: int) -> Draw:
+    rng = generator_for(config.seed, step, "views", device)
+    b, size = config.camera.batch, config.camera.resolution
+    cameras = sample_cameras(config.camera, rng)
+    light = cameras.pose[:, :, 3] + torch.randn(b, 3, generator=rng, device=device)
+    return Draw(
+        cameras,
+        torch.rand(b, size, size, generator=rng, device=device),
+        random_grey(b, rng),
+        torch.nn.functional.normalize(light, dim=-1),
+        sample_timesteps(config.sds, step, config.steps, b, rng, timesteps),
+    )
+
+
+def regularizers(view: View, config: LossConfig, progress: float) -> Tensor:
+    """Sum of the geometric regularisers, each a mean over rays (DreamFusion, app. A.2; stable-dreamfusion for the entropy)."""
+    opacity = view.opacity.clamp(1e-3, 1 - 1e-3)
+    sparse = (view.opacity.square() + 0.01).sqrt().mean()
+    entropy = torch.nn.functional.binary_cross_entropy(opacity, opacity)
+    return config.opacity * sparse + config.entropy * progress * entropy + config.orientation * view.orientation
+
+
+def sds_step(training: Training, score: ScoreModel, prompt: ViewPrompt, processes: Processes = Processes()) -> StepResult:
+    """One update of the scene: look at it, noise it, ask the score model, step."""
+    started, config, scene, step = time.monotonic(), training.config, training.scene, training.step
+    if step == 0 or training.annealer.edge or step % config.render.occupancy_every == 0:
+        scene.refresh(config.seed, step, full=step == 0 or training.annealer.edge)
+    ours = processes.share(config.camera.batch)
+    draw = draw_views(config, step, score.alpha_bar.device, len(score.alpha_bar)).part(ours)
+    behind = scene.background(draw.cameras, config.camera.resolution, draw.background)
+    view = render(
+        scene.field.query,
+        scene.occupancy,
+        draw.cameras,
+        config.camera.resolution,
+        config.render,
+        behind,
+        draw.jitter,
+        draw.light,
+        orientation=config.loss.orientation > 0,
+    )
+    latents = score.encode(view.rgb)  # differentiable
+    alpha_bar = score.alpha_bar[draw.timesteps]
+    rng = generator_for(config.seed, step, "noise", latents.device)
+    noise = torch.randn(config.camera.batch, *latents.shape[1:], generator=rng, device=latents.device)[ours]
+    with torch.no_grad():
+        condition = prompt(draw.cameras.azimuth_deg, draw.cameras.elevation_deg)
+        noisy = add_noise(latents, noise, alpha_bar)
+        predicted = score.predict_noise(noisy, draw.timesteps, condition, config.sds.guidance_scale)
+        grad = sds_weight(alpha_bar).view(-1, 1, 1, 1) * (predicted - noise)  # DreamFusion, eq. 3
+        grad = clip_per_view(grad, config.sds.max_grad_norm)
+    # The annealer negates whole gradients to ascend. Only score distillation may be ascended, so the regularisers are
+    # given the opposite sign beforehand: they always descend.
+    phase, direction = training.annealer.phase, -1.0 if training.annealer.phase == "ascend" else 1.0
+    loss = sds_loss(latents, grad) + direction * regularizers(view, config.loss, step / config.steps)
+    training.optimizer.zero_grad()
+    (loss / processes.count).backward()
+    gradients = [p.grad for p in scene.parameters() if p.grad is not None]
+    processes.sum_(gradients)
+    finite = bool(torch.stack([g.isfinite().all() for g in gradients]).all())
+    rates = [group["lr"] for group in training.optimizer.param_groups]
+    factor = warmed_up(config, step)
+    if finite:
+        for group, rate in zip(training.optimizer.param_groups, rates, strict=True):
+            group["lr"] = rate * factor
+        training.optimizer.step()  # the annealer's rules act inside
+        for group, rate in zip(training.optimizer.param_groups, rates, strict=True):
+            group["lr"] = rate
+    training.step += 1
+    training.skipped += not finite
+    training.skipped_in_a_row = 0 if finite else training.skipped_in_a_row + 1
+    return StepResult(
+        step=step,
+        phase=phase,
+        grad_norm=float(grad.norm()),
+        grad_dot_latents=float(sds_loss(latents.detach(), grad)),
+        opacity=float(view.opacity.detach().mean()),
+        lr=rates[0] * factor,
+        seconds=time.monotonic() - started,
+        skipped=not finite,
+    )
