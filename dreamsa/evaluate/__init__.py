@@ -1,0 +1,1 @@
+"""Measuring: the judge, geometry against the true objects, timings."""

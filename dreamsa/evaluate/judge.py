@@ -1,0 +1,75 @@
+"""The judge of the toybox: a dual encoder that was trained on other renders than the guidance, and never guides.
+
+It is shown pictures and all captions of the toybox, and says which object, colour and view it sees.
+"""
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from dreamsa.assets import asset
+from dreamsa.guidance.prompts import VIEWS
+from dreamsa.toybox.captions import caption
+from dreamsa.toybox.shapes import COLOURS, TOYS
+
+
+class Verdict(NamedTuple):
+    """Probabilities per picture, each row summing to 1."""
+
+    objects: Tensor  # [b, objects], in the order of TOYS
+    colours: Tensor  # [b, colours], in the order of COLOURS
+    views: Tensor  # [b, views], in the order of VIEWS
+
+
+@dataclass
+class Judge:
+    model: Any
+    tokenizer: Any
+
+    @classmethod
+    def load(cls, folder: str | None = None) -> "Judge":
+        """The shipped judge, or one from a folder that `dreamsa toybox train` wrote."""
+        from transformers import CLIPTokenizer, VisionTextDualEncoderModel
+
+        where = folder or str(asset("toybox-clip"))
+        model = VisionTextDualEncoderModel.from_pretrained(where, use_safetensors=True, local_files_only=True, dtype=torch.float32)
+        return cls(model.eval(), CLIPTokenizer.from_pretrained(where, local_files_only=True))
+
+    @torch.no_grad()
+    def text_features(self, texts: list[str]) -> Tensor:
+        """Unit vectors [n, d]."""
+        longest = self.model.config.text_config.max_position_embeddings
+        tokens = self.tokenizer(texts, padding="max_length", max_length=longest, truncation=True, return_tensors="pt").input_ids
+        chunks = [self.model.get_text_features(part).pooler_output for part in tokens.split(256)]
+        return torch.nn.functional.normalize(torch.cat(chunks), dim=-1)
+
+    @torch.no_grad()
+    def image_features(self, images: Tensor) -> Tensor:
+        """Unit vectors [b, d] of pictures [b, 3, h, w] in [0, 1], resized to 64 x 64 where they are not."""
+        if images.shape[-2:] != (64, 64):
+            images = torch.nn.functional.interpolate(images, (64, 64), mode="bilinear", antialias=True)
+        chunks = [self.model.get_image_features(part * 2 - 1).pooler_output for part in images.split(64)]
+        return torch.nn.functional.normalize(torch.cat(chunks), dim=-1)
+
+    @cached_property
+    def _captions(self) -> Tensor:
+        """Features of every object x (natural, colours...) x (no view, views...), [objects, 1 + colours, 1 + views, d]."""
+        texts = [caption(name, colour, view) for name in TOYS for colour in (None, *COLOURS) for view in (None, *VIEWS)]
+        return self.text_features(texts).view(len(TOYS), 1 + len(COLOURS), 1 + len(VIEWS), -1)
+
+    def __call__(self, images: Tensor) -> Verdict:
+        """What is on pictures [b, 3, h, w] in [0, 1]."""
+        scale = float(self.model.logit_scale.exp().clamp(max=100))
+        logits = scale * torch.einsum("bd,ocvd->bocv", self.image_features(images), self._captions)
+        joint = logits[..., 1:].flatten(1).softmax(1).view(len(images), len(TOYS), 1 + len(COLOURS), len(VIEWS))
+        coloured = joint[:, :, 1:].sum((1, 3))
+        return Verdict(joint.sum((2, 3)), coloured / coloured.sum(1, keepdim=True), joint.sum((1, 2)))
+
+    def probability(self, images: Tensor, text: str, against: list[str]) -> Tensor:
+        """Probability [b] of `text` among itself and `against`."""
+        scale = float(self.model.logit_scale.exp().clamp(max=100))
+        features = self.text_features([text, *against])
+        return (scale * self.image_features(images) @ features.T).softmax(1)[:, 0]

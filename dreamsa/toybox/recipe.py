@@ -1,0 +1,117 @@
+"""The whole recipe of the embedded models, stage by stage: `dreamsa toybox train FOLDER`.
+
+pictures -> text (contrastive text tower) -> autoencoder -> diffusion -> FOLDER/toybox-sd; judge -> FOLDER/toybox-clip.
+Every stage goes on where an earlier call stopped, and a finished stage is not run again.
+"""
+
+import json
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from diffusers import AutoencoderTiny
+from transformers import CLIPTokenizer, VisionTextDualEncoderModel
+
+from dreamsa import __version__
+from dreamsa.guidance.stable_diffusion import VOCABULARY
+from dreamsa.toybox.autoencoder import encode_pictures, new_autoencoder, reconstruction_psnr, train_autoencoder
+from dreamsa.toybox.captions import HELD_OUT
+from dreamsa.toybox.dataset import Pictures, cached_pictures
+from dreamsa.toybox.diffusion import Captioner, assemble, new_unet, train_unet
+from dreamsa.toybox.dual_encoder import new_dual_encoder, train_dual_encoder
+from dreamsa.toybox.fit import FitConfig, FitStep
+from dreamsa.toybox.shapes import COLOURS, TOYS
+from dreamsa.toybox.tokenizer import new_tokenizer
+
+Stage = Literal["all", "pictures", "text", "autoencoder", "diffusion", "judge"]
+
+STEPS: dict[str, int] = {"text": 1500, "autoencoder": 3500, "diffusion": 6000, "judge": 2200}
+LEARNING_RATES: dict[str, float] = {"text": 1e-3, "autoencoder": 2e-3, "diffusion": 6e-4, "judge": 1e-3}
+
+
+def fit_config(stage: str, steps: int | None) -> FitConfig:
+    """The recipe's settings of one stage."""
+    ema, warmup = (0.9995, 300) if stage == "diffusion" else (0.999, 200)
+    return FitConfig(steps or STEPS[stage], LEARNING_RATES[stage], warmup, ema, bfloat16=True)
+
+
+def train_toybox(folder: Path, stage: Stage, steps: int | None, pictures: int, seed: int, device: str) -> Iterator[str]:
+    """Run one stage, or all in order; yields lines that tell how it goes.
+
+    Raises:
+        ValueError: A stage whose inputs are not there yet.
+    """
+    if not 1 <= pictures <= 10_000_000:
+        raise ValueError(f"pictures must lie in [1, 10000000], got {pictures}.")
+    where = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
+    stages: Iterable[str] = ("pictures", "text", "autoencoder", "diffusion", "judge") if stage == "all" else (stage,)
+    for one in stages:
+        yield f"{one}: starts"
+        if one == "pictures":
+            yield f"pictures: {len(_pictures(folder, pictures, seed))} rendered"
+        elif one == "text":
+            yield from _dual_encoder(folder / "text", "text", _pictures(folder, pictures, seed), steps, seed, where)
+        elif one == "autoencoder":
+            yield from _autoencoder(folder, _pictures(folder, pictures, seed), steps, seed, where)
+        elif one == "diffusion":
+            yield from _diffusion(folder, _pictures(folder, pictures, seed), steps, seed, where)
+        else:
+            renders = cached_pictures(folder / "pictures", pictures, seed + 1, judge=True)
+            yield from _dual_encoder(folder / "judge", "judge", renders, steps, seed + 1, where, folder / "toybox-clip")
+
+
+def _pictures(folder: Path, count: int, seed: int) -> Pictures:
+    return cached_pictures(folder / "pictures", count, seed)
+
+
+def _told(stage: str, steps: Iterable[FitStep]) -> Iterator[str]:
+    for at in steps:
+        if at.step % 100 == 0:
+            yield f"{stage}: step {at.step}, loss {at.loss:.4f}, {at.seconds:.2f} s a step"
+
+
+def _dual_encoder(
+    folder: Path, stage: str, pictures: Pictures, steps: int | None, seed: int, device: torch.device, out: Path | None = None
+) -> Iterator[str]:
+    out = out or folder / "final"
+    torch.manual_seed(seed)
+    tokenizer = new_tokenizer()
+    model = new_dual_encoder(tokenizer).to(device)
+    yield from _told(stage, train_dual_encoder(folder, model, tokenizer, pictures, fit_config(stage, steps), seed))
+    model.to("cpu", torch.float16).save_pretrained(out)
+    tokenizer.save_pretrained(out)
+    yield f"{stage}: written to {out}"
+
+
+def _autoencoder(folder: Path, pictures: Pictures, steps: int | None, seed: int, device: torch.device) -> Iterator[str]:
+    torch.manual_seed(seed)
+    model = new_autoencoder().to(device)
+    config = fit_config("autoencoder", steps)
+    yield from _told("autoencoder", train_autoencoder(folder / "autoencoder", model, pictures, config, seed, batch=16))
+    model.cpu().save_pretrained(folder / "autoencoder" / "final")
+    yield f"autoencoder: reconstructs with {reconstruction_psnr(model, pictures, seed):.1f} dB"
+
+
+def _diffusion(folder: Path, pictures: Pictures, steps: int | None, seed: int, device: torch.device) -> Iterator[str]:
+    for needed in ("text", "autoencoder"):
+        if not (folder / needed / "final").is_dir():
+            raise ValueError(f"The stage diffusion needs the stage {needed} first: dreamsa toybox train {folder} --stage {needed}")
+    torch.manual_seed(seed)
+    tokenizer = CLIPTokenizer.from_pretrained(folder / "text" / "final")
+    text_encoder = VisionTextDualEncoderModel.from_pretrained(folder / "text" / "final", dtype=torch.float32).text_model
+    autoencoder = AutoencoderTiny.from_pretrained(folder / "autoencoder" / "final")
+    latents = torch.cat([encode_pictures(autoencoder, pictures, seed + i) for i in range(2)])  # two backgrounds each
+    scale = float(latents.float().std())
+    autoencoder.register_to_config(scaling_factor=1 / scale)
+    yield f"diffusion: {len(latents)} latents with standard deviation {scale:.3f}"
+    unet = new_unet().to(device)
+    captioner, labels = Captioner(tokenizer, text_encoder.to(device)), np.concatenate([pictures.labels] * 2)
+    scaled = (latents.float() / scale).half()
+    yield from _told("diffusion", train_unet(folder / "diffusion", unet, captioner, scaled, labels, fit_config("diffusion", steps), seed))
+    out = folder / "toybox-sd"
+    assemble(tokenizer, text_encoder.cpu(), autoencoder, unet.cpu()).to(dtype=torch.float16).save_pretrained(out)
+    words = {"objects": list(TOYS), "colours": [*COLOURS, "black", "gray"], "held_out": [f"{c} {n}" for c, n in sorted(HELD_OUT)]}
+    (out / VOCABULARY).write_text(json.dumps({**words, "version": __version__, "seed": seed}, indent=2) + "\n")
+    yield f"diffusion: written to {out}"

@@ -1,0 +1,192 @@
+import json
+import shutil
+import warnings
+
+import pytest
+import torch
+from diffusers import AutoencoderKL, AutoencoderTiny, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from transformers import CLIPTextConfig, CLIPTextModel
+
+from dreamsa import sds
+from dreamsa.guidance.score_model import Condition
+from dreamsa.guidance.stable_diffusion import ModelConfig, ModelNotFound, StableDiffusion, check_prompt_words, locate_model
+from dreamsa.toybox.tokenizer import new_tokenizer
+
+
+def tiny_pipeline(prediction_type="epsilon", tiny_encoder=False):
+    """A random Stable Diffusion of the real classes, a few thousand parameters."""
+    torch.manual_seed(0)
+    tokenizer = new_tokenizer()
+    text = CLIPTextConfig(
+        vocab_size=len(tokenizer), hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2,
+        max_position_embeddings=24, bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,
+    )  # fmt: skip
+    unet = UNet2DConditionModel(
+        sample_size=8, in_channels=4, out_channels=4, block_out_channels=(8, 16), layers_per_block=1, cross_attention_dim=16,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"), up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        attention_head_dim=2, norm_num_groups=4,
+    )  # fmt: skip
+    if tiny_encoder:
+        vae = AutoencoderTiny(
+            encoder_block_out_channels=(8, 8), decoder_block_out_channels=(8, 8), num_encoder_blocks=(1, 1), num_decoder_blocks=(1, 1)
+        )
+    else:
+        vae = AutoencoderKL(
+            block_out_channels=(8, 8), down_block_types=("DownEncoderBlock2D",) * 2, up_block_types=("UpDecoderBlock2D",) * 2,
+            norm_num_groups=4, scaling_factor=0.31,
+        )  # fmt: skip
+    scheduler = DDIMScheduler(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012, prediction_type=prediction_type, clip_sample=False, steps_offset=1)
+    return StableDiffusionPipeline(vae, CLIPTextModel(text), tokenizer, unet, scheduler, None, None, requires_safety_checker=False)
+
+
+@pytest.fixture(scope="module", params=["epsilon", "v_prediction"])
+def folder(request, tmp_path_factory):
+    path = tmp_path_factory.mktemp(request.param)
+    tiny_pipeline(request.param).save_pretrained(path)
+    return path
+
+
+@pytest.fixture
+def model(folder):
+    return StableDiffusion.load(ModelConfig(str(folder)))
+
+
+def condition(model, n=2):
+    return Condition(model.embed(["a rabbit"] * n), model.embed([""] * n))
+
+
+def test_prediction_equals_the_unet_called_by_hand(model, rng):
+    """Two separate calls, converted with diffusers' own arithmetic: the halves of the batch are not mixed up."""
+    noisy, timesteps = torch.randn(2, 4, 8, 8, generator=rng), torch.tensor([40, 700])
+    given = condition(model)
+    parts = []
+    with torch.no_grad():
+        for text in (given.negative, given.positive):
+            out = model.unet(noisy, timesteps, text).sample
+            if model.scheduler.config.prediction_type == "v_prediction":
+                a = model.scheduler.alphas_cumprod[timesteps].view(-1, 1, 1, 1)
+                out = a.sqrt() * out + (1 - a).sqrt() * noisy
+            parts.append(out)
+    expected = parts[0] + 7.5 * (parts[1] - parts[0])
+    torch.testing.assert_close(model.predict_noise(noisy, timesteps, given, 7.5), expected, atol=1e-4, rtol=1e-4)
+
+
+def test_perp_neg_with_zero_weights_is_plain_guidance(model, rng):
+    noisy, timesteps, plain = torch.randn(2, 4, 8, 8, generator=rng), torch.tensor([40, 700]), condition(model)
+    unwanted = model.embed(["a duck", "a car"]).expand(2, -1, -1, -1)
+    perp = Condition(plain.positive, plain.negative, unwanted, torch.zeros(2, 2))
+    torch.testing.assert_close(
+        model.predict_noise(noisy, timesteps, perp, 7.5), model.predict_noise(noisy, timesteps, plain, 7.5), atol=1e-4, rtol=1e-4
+    )
+
+
+def test_encoder_is_differentiable_scaled_and_resizes(model):
+    images = torch.rand(1, 3, 24, 24, requires_grad=True)
+    latents = model.encode(images)
+    assert latents.shape == (1, 4, 8, 8)
+    latents.sum().backward()
+    assert images.grad is not None
+    assert images.grad.abs().sum() > 0
+    with torch.no_grad():
+        resized = torch.nn.functional.interpolate(images, (16, 16), mode="bilinear", align_corners=False, antialias=True)
+        by_hand = model.vae.encode(resized * 2 - 1).latent_dist.mean * 0.31
+    torch.testing.assert_close(latents.detach(), by_hand)
+
+
+def test_a_step_never_decodes_and_trains_nothing_of_the_model(model, monkeypatch):
+    """threestudio decodes a full image every step and throws it away."""
+    monkeypatch.setattr(model.vae, "decode", lambda *a, **k: pytest.fail("decoded"))
+    latents = model.encode(torch.rand(1, 3, 16, 16, requires_grad=True))
+    predicted = model.predict_noise(latents, torch.tensor([5]), condition(model, 1), 7.5)
+    assert not predicted.requires_grad
+    sds.sds_loss(latents, predicted).backward()
+    assert all(p.grad is None for part in (model.unet, model.vae, model.text_encoder) for p in part.parameters())
+
+
+def test_a_long_prompt_works_with_a_warning_that_shows_what_is_lost(model):
+    with pytest.warns(UserWarning, match="not heard: .*duck"):
+        assert model.embed([" ".join(["a rabbit"] * 100) + " a duck"]).shape == (1, 24, 16)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model.embed(["a rabbit, front view"])
+
+
+def test_a_taesd_type_autoencoder_is_recognised(tmp_path):
+    tiny_pipeline(tiny_encoder=True).save_pretrained(tmp_path)
+    model = StableDiffusion.load(ModelConfig(str(tmp_path)))
+    assert model.encode(torch.rand(2, 3, 16, 16)).shape == (2, 4, 8, 8)
+
+
+def test_half_precision_and_slicing_give_float32_predictions(folder):
+    model = StableDiffusion.load(ModelConfig(str(folder), dtype="bfloat16", vae_slicing=True))
+    latents = model.encode(torch.rand(2, 3, 16, 16))
+    assert latents.dtype == torch.float32
+    assert model.predict_noise(latents, torch.tensor([1, 2]), condition(model), 5.0).dtype == torch.float32
+
+
+def test_an_odd_prediction_type_is_refused(tmp_path):
+    tiny_pipeline("sample").save_pretrained(tmp_path)
+    with pytest.raises(ModelNotFound, match="predicts 'sample'"):
+        StableDiffusion.load(ModelConfig(str(tmp_path)))
+
+
+@pytest.mark.parametrize("name", ["./no/such", "/no/such", "runs/a/b", "nothere.safetensors", "~/missing", "just-a-word", "a b/c", "tests/mistyped"])
+def test_a_mistyped_path_is_not_taken_for_a_hub_id(name, monkeypatch):
+    with pytest.raises(ModelNotFound, match=r"no model at|neither a path nor a Hub id"):
+        locate_model(ModelConfig(name))
+
+
+def test_a_hub_id_is_recognised_and_an_unreachable_one_explained(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    config = ModelConfig("nobody-0/nothing", offline=True)
+    assert locate_model(config) == ("hub", "nobody-0/nothing")
+    with pytest.raises(ModelNotFound, match="Cannot load the model 'nobody-0/nothing'.*Known ids"):
+        StableDiffusion.load(config)
+
+
+def test_an_empty_folder_and_half_a_model_are_told_apart(folder, tmp_path):
+    with pytest.raises(ModelNotFound, match="not a Stable Diffusion"):
+        locate_model(ModelConfig(str(tmp_path)))
+    half = shutil.copytree(folder, tmp_path / "half")
+    shutil.rmtree(half / "unet")
+    with pytest.raises(ModelNotFound, match="half a Stable Diffusion model: unet/ missing"):
+        locate_model(ModelConfig(str(half)))
+
+
+def test_pickled_weights_are_never_read(folder, tmp_path):
+    import pickle
+
+    class Bomb:
+        def __reduce__(self):
+            return (open, (str(tmp_path / "exploded"), "w"))
+
+    model = shutil.copytree(folder, tmp_path / "model")
+    (model / "unet" / "diffusion_pytorch_model.safetensors").unlink()
+    (model / "unet" / "diffusion_pytorch_model.bin").write_bytes(pickle.dumps(Bomb()))
+    with pytest.raises(ModelNotFound, match="no .safetensors"):
+        StableDiffusion.load(ModelConfig(str(model)))
+    (tmp_path / "model.ckpt").write_bytes(pickle.dumps(Bomb()))
+    with pytest.raises(ModelNotFound, match="never pickles"):
+        locate_model(ModelConfig(str(tmp_path / "model.ckpt")))
+    assert not (tmp_path / "exploded").exists()
+
+
+def test_the_names_in_model_index_decide_nothing(folder, tmp_path):
+    """diffusers' own loader would import what model_index.json names (CVE-2026-44513)."""
+    model = shutil.copytree(folder, tmp_path / "model")
+    (model / "evil.py").write_text(f"open({str(tmp_path / 'exploded')!r}, 'w')")
+    index = json.loads((model / "model_index.json").read_text())
+    (model / "model_index.json").write_text(json.dumps({**index, "_class_name": "evil", "unet": ["evil", "Evil"]}))
+    StableDiffusion.load(ModelConfig(str(model)))
+    assert not (tmp_path / "exploded").exists()
+
+
+def test_a_model_that_lists_its_words_refuses_prompts_without_any(folder, tmp_path):
+    model = shutil.copytree(folder, tmp_path / "model")
+    (model / "vocabulary.json").write_text(json.dumps({"objects": ["rabbit", "gas can"], "colours": ["purple"]}))
+    config = ModelConfig(str(model))
+    check_prompt_words("a fluffy purple rabbit", config)
+    check_prompt_words("an ebony Gas Can", config)
+    with pytest.raises(ValueError, match=r"no words for 'a castle'. It knows: rabbit, gas can; .*--model"):
+        check_prompt_words("a castle", config)
+    check_prompt_words("a castle", ModelConfig(str(folder)))

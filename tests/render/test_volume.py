@@ -1,0 +1,177 @@
+import math
+
+import pytest
+import torch
+
+from dreamsa.render import kernels
+from dreamsa.render.cameras import orbit
+from dreamsa.render.occupancy import OccupancyGrid
+from dreamsa.render.volume import RenderConfig, accumulate, composite, cube_bounds, march_torch, render, sample_weights
+
+
+def ball(radius=0.4, density=200.0, colour=(0.2, 0.6, 0.9)):
+    """A solid ball as a query function."""
+
+    def query(points):
+        inside = points.norm(dim=-1) < radius
+        return inside.float() * density, torch.tensor(colour).expand(len(points), 3)
+
+    return query
+
+
+def full_grid(radius=0.6, resolution=16):
+    return OccupancyGrid(resolution, radius, threshold=0.1)
+
+
+def rays(n, rng):
+    origins = torch.nn.functional.normalize(torch.randn(n, 3, generator=rng), dim=-1) * 1.5
+    directions = torch.nn.functional.normalize(0.4 * torch.randn(n, 3, generator=rng) - origins, dim=-1)
+    return origins, directions
+
+
+def packed(rng, rays=50, longest=20):
+    counts = torch.randint(0, longest, (rays,), generator=rng)
+    counts[3] = 0
+    starts = torch.cat([torch.zeros(1, dtype=torch.long), counts.cumsum(0)])
+    return starts, int(starts[-1])
+
+
+def loop_weights(depth, starts):
+    """Max 1995, one ray and one sample at a time: transmittance so far times the sample's own opacity."""
+    weights = torch.zeros_like(depth)
+    for ray in range(len(starts) - 1):
+        transmittance = 1.0
+        for i in range(starts[ray], starts[ray + 1]):
+            alpha = 1 - math.exp(-depth[i])
+            weights[i] = transmittance * alpha
+            transmittance *= 1 - alpha
+    return weights
+
+
+def test_weights_equal_a_double_loop(rng):
+    starts, n = packed(rng)
+    depth = torch.rand(n, generator=rng, dtype=torch.float64) * 2
+    expected = loop_weights(depth, starts)
+    torch.testing.assert_close(sample_weights(depth, starts), expected)
+    torch.testing.assert_close(kernels.SampleWeights.apply(depth, starts), expected)
+
+
+def test_weights_of_a_ray_sum_to_its_opacity(rng):
+    starts, n = packed(rng)
+    depth = torch.rand(n, 1, generator=rng, dtype=torch.float64)
+    weights = sample_weights(depth[:, 0], starts)
+    total = accumulate(torch.ones(n, dtype=torch.float64), depth, starts)[:, 0]
+    torch.testing.assert_close(accumulate(weights, torch.ones(n, 1, dtype=torch.float64), starts)[:, 0], 1 - (-total).exp())
+
+
+def test_packed_weights_keep_their_precision_over_many_rays(rng):
+    """A global float32 running sum over 1e5 dense samples would lose 1e-3; each ray must equal itself alone."""
+    starts = torch.arange(0, 100_001, 50)
+    depth = torch.full((100_000,), 3.0)
+    together = sample_weights(depth, starts)
+    torch.testing.assert_close(together[-50:], sample_weights(depth[:50], starts[:2]), atol=1e-7, rtol=0)
+
+
+def test_gradients_of_both_backends_agree_and_are_exact(rng):
+    starts, n = packed(rng, rays=6, longest=5)
+    depth = torch.rand(n, generator=rng, dtype=torch.float64, requires_grad=True)
+    values = torch.rand(n, 4, generator=rng, dtype=torch.float64, requires_grad=True)
+    for numba in (False, True):
+        assert torch.autograd.gradcheck(lambda d, v, numba=numba: composite(d, v, 0.7, starts, numba)[0], (depth, values))
+
+
+@pytest.mark.parametrize("fill", [0.0, 0.3, 1.0])
+def test_numba_march_equals_torch_march(rng, fill):
+    occupied = torch.rand(16, 16, 16, generator=rng) < fill
+    origins, directions = rays(300, rng)
+    near, far = cube_bounds(origins, directions, 0.6)
+    first = torch.rand(300, generator=rng)
+    expected = march_torch(occupied, 0.6, origins, directions, near, far, first, 0.02)
+    found = kernels.march(occupied, 0.6, origins, directions, near, far, first, 0.02)
+    assert len(found[1]) == pytest.approx(len(expected[1]), abs=len(expected[1]) // 500)  # a sample on a cell's face may round either way
+    if fill in (0.0, 1.0):
+        assert torch.equal(found[0], expected[0])
+        torch.testing.assert_close(found[1], expected[1])
+
+
+def test_cube_bounds_hit_and_miss():
+    origins = torch.tensor([[2.0, 0, 0], [2.0, 0, 0], [0.0, 0, 0]])
+    directions = torch.tensor([[-1.0, 0, 0], [0, 1.0, 0], [0, 0, 1.0]])
+    near, far = cube_bounds(origins, directions, 0.5)
+    torch.testing.assert_close(near[[0, 2]], torch.tensor([1.5, 0.0]))
+    torch.testing.assert_close(far[[0, 2]], torch.tensor([2.5, 0.5]))
+    assert far[1] <= near[1]
+
+
+def test_a_solid_ball_renders_as_a_disc_of_the_right_size_depth_and_colour():
+    cameras, config = orbit([0.0, 70.0], 20.0, distance=1.5, focal=1.1), RenderConfig(samples=400)
+    view = render(ball(), full_grid(), cameras, 64, config, torch.ones(3))
+    tangent = math.tan(math.asin(0.4 / 1.5)) * 1.1  # of the silhouette, in image widths
+    assert view.opacity.mean().item() == pytest.approx(math.pi * tangent**2, rel=0.03)
+    assert view.depth[:, 31:33, 31:33].mean().item() == pytest.approx(1.1, abs=0.02)
+    torch.testing.assert_close(view.rgb[0, :, 32, 32], torch.tensor([0.2, 0.6, 0.9]), atol=2e-3, rtol=0)
+    torch.testing.assert_close(view.rgb[0, :, 0, 0], torch.ones(3))
+    assert view.depth[0, 0, 0] == 0
+
+
+def test_both_backends_render_the_same_picture(rng):
+    cameras, jitter = orbit([10.0, 200.0]), torch.rand(2, 32, 32, generator=rng)
+    background = torch.rand(2, 3, generator=rng)
+    views = [
+        render(ball(density=20.0), full_grid(), cameras, 32, RenderConfig(kernels=name), background, jitter) for name in ("auto", "torch")
+    ]
+    torch.testing.assert_close(views[0].rgb, views[1].rgb, atol=1e-4, rtol=0)
+    torch.testing.assert_close(views[0].depth, views[1].depth, atol=1e-3, rtol=0)
+
+
+def test_an_empty_scene_is_its_background_and_keeps_the_graph():
+    """No sample at all must neither crash nor cut the step off from the parameters."""
+    grid = full_grid()
+    grid.occupied[:] = False
+    scale = torch.ones(1, requires_grad=True)
+    view = render(lambda p: (scale * p[:, 0], p), grid, orbit([0.0]), 16, RenderConfig(), torch.tensor([0.1, 0.2, 0.3]))
+    assert view.samples == 0
+    torch.testing.assert_close(view.rgb[0, :, 5, 5], torch.tensor([0.1, 0.2, 0.3]))
+    (view.rgb.sum() + view.opacity.sum()).backward()
+    assert scale.grad is None or scale.grad.item() == 0
+
+
+def test_orientation_loss_is_for_surfaces_that_face_away():
+    """A ball's visible half faces the camera; the same ball as a hollow whose density rises outwards does not."""
+    soft = lambda sign: lambda p: (torch.sigmoid(sign * 40 * (0.4 - p.norm(dim=-1))) * 30, p * 0 + 0.5)  # noqa: E731
+    values = [
+        render(soft(s), full_grid(), orbit([0.0]), 32, RenderConfig(), torch.ones(3), orientation=True).orientation.item() for s in (1, -1)
+    ]
+    assert values[0] < 0.05 * values[1]
+    assert values[1] > 0
+
+
+def test_lambertian_light_makes_the_far_side_darker_and_textureless_hides_colour():
+    lit, white = (
+        render(ball(), full_grid(), orbit([90.0]), 32, RenderConfig(shading=name), torch.ones(3), light=torch.tensor([[1.0, 0, 0]]))
+        for name in ("lambertian", "textureless")
+    )
+    row = lit.rgb[0, 2, 16, 8:24]  # seen from +y, +x lies to the left
+    assert row[:4].max() > row[-4:].max() + 0.1
+    assert (white.rgb[0, 0] - white.rgb[0, 2]).abs().max() < 1e-5
+
+
+def test_occupancy_skips_empty_space_and_keeps_a_margin(rng):
+    grid = full_grid(resolution=24)
+    grid.refresh(lambda p: ball(0.3)(p)[0], rng)
+    share = grid.occupied.float().mean().item()
+    assert 0.06 < share < 0.4
+    before = render(ball(0.3), full_grid(resolution=24), orbit([30.0]), 32, RenderConfig(), torch.ones(3))
+    after = render(ball(0.3), grid, orbit([30.0]), 32, RenderConfig(), torch.ones(3))
+    torch.testing.assert_close(before.rgb, after.rgb, atol=1e-5, rtol=0)
+    assert after.samples < before.samples / 2
+
+
+def test_occupancy_forgets_slowly_by_update_and_at_once_by_refresh(rng):
+    grid = full_grid()
+    grid.refresh(lambda p: ball(0.3)(p)[0], rng)
+    nothing = lambda p: p[:, 0] * 0  # noqa: E731
+    grid.update(nothing, rng)
+    assert grid.occupied.any()
+    grid.refresh(nothing, rng)
+    assert not grid.occupied.any()
