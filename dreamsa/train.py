@@ -75,7 +75,7 @@ class Processes:
             return cls()
         from accelerate import PartialState
 
-        state = PartialState()
+        state = PartialState(cpu=not torch.cuda.is_available())
         return cls(state.process_index, state.num_processes)
 
     def share(self, views: int) -> slice:
