@@ -170,6 +170,7 @@ def regularizers(view: View, config: LossConfig, progress: float) -> Tensor:
 def sds_step(training: Training, score: ScoreModel, prompt: ViewPrompt, processes: Processes = Processes()) -> StepResult:
     """One update of the scene: look at it, noise it, ask the score model, step."""
     started, config, scene, step = time.monotonic(), training.config, training.scene, training.step
+    training.annealer.begin()
     if step == 0 or training.annealer.edge or step % config.render.occupancy_every == 0:
         scene.refresh(config.seed, step, full=step == 0 or training.annealer.edge)
     ours = processes.share(config.camera.batch)

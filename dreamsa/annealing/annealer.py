@@ -39,6 +39,7 @@ class Annealer:
     rules: Sequence[Rule]
     step: int = 0
     _saved: list[tuple[Group, dict[str, Any]]] = field(default_factory=list, init=False)
+    _begun: int = field(default=-1, init=False)
 
     def __post_init__(self) -> None:
         names = [group.get("name") for group in self.optimizer.param_groups]
@@ -61,6 +62,19 @@ class Annealer:
         """Whether a window opens or closes at the coming step: what was learnt about the scene may be stale."""
         return any(r.window.opens_at(self.step) or r.window.closes_at(self.step) for r in self.rules)
 
+    def begin(self) -> None:
+        """Run the events of the coming step now, before its forward pass. Optional: else they run right before the update, where
+        an event that moves parameters is followed by a gradient from where they were before."""
+        if self._begun == self.step:
+            return
+        self._begun = self.step
+        for rule in self.rules:
+            groups = self._groups(rule)
+            closing = rule.on_close if rule.window.closes_at(self.step) else ()
+            opening = rule.on_open if rule.window.opens_at(self.step) else ()
+            for event in (*closing, *opening):
+                event(self.optimizer, groups, self.step)
+
     def remove(self) -> None:
         """Take the rules off the optimizer."""
         for handle in self._handles:
@@ -77,14 +91,7 @@ class Annealer:
         return list(groups) if rule.groups is None else [group for group in groups if group.get("name") in rule.groups]
 
     def _before(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
-        for rule in self.rules:
-            groups = self._groups(rule)
-            if rule.window.closes_at(self.step):
-                for event in rule.on_close:
-                    event(self.optimizer, groups, self.step)
-            if rule.window.opens_at(self.step):
-                for event in rule.on_open:
-                    event(self.optimizer, groups, self.step)
+        self.begin()
         for rule in self.rules:
             if rule.transform is not None and rule.window.is_active(self.step):
                 groups = self._groups(rule)

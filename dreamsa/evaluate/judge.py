@@ -1,6 +1,6 @@
 """The judge of the toybox: a dual encoder that was trained on other renders than the guidance, and never guides.
 
-It is shown pictures and all captions of the toybox, and says which object, colour and view it sees.
+It compares a picture with the bare words for all objects, colours and views, and says which it sees.
 """
 
 from dataclasses import dataclass
@@ -12,7 +12,6 @@ from torch import Tensor
 
 from dreamsa.assets import asset
 from dreamsa.guidance.prompts import VIEWS
-from dreamsa.toybox.captions import caption
 from dreamsa.toybox.shapes import COLOURS, TOYS
 
 
@@ -55,21 +54,20 @@ class Judge:
         return torch.nn.functional.normalize(torch.cat(chunks), dim=-1)
 
     @cached_property
-    def _captions(self) -> Tensor:
-        """Features of every object x (natural, colours...) x (no view, views...), [objects, 1 + colours, 1 + views, d]."""
-        texts = [caption(name, colour, view) for name in TOYS for colour in (None, *COLOURS) for view in (None, *VIEWS)]
-        return self.text_features(texts).view(len(TOYS), 1 + len(COLOURS), 1 + len(VIEWS), -1)
+    def _words(self) -> tuple[Tensor, ...]:
+        """Features of the bare words for objects, colours and views."""
+        return tuple(self.text_features(words) for words in (list(TOYS), list(COLOURS), [f"{view} view" for view in VIEWS]))
 
     def __call__(self, images: Tensor) -> Verdict:
         """What is on pictures [b, 3, h, w] in [0, 1]."""
-        scale = float(self.model.logit_scale.exp().clamp(max=100))
-        logits = scale * torch.einsum("bd,ocvd->bocv", self.image_features(images), self._captions)
-        joint = logits[..., 1:].flatten(1).softmax(1).view(len(images), len(TOYS), 1 + len(COLOURS), len(VIEWS))
-        coloured = joint[:, :, 1:].sum((1, 3))
-        return Verdict(joint.sum((2, 3)), coloured / coloured.sum(1, keepdim=True), joint.sum((1, 2)))
+        seen, scale = self.image_features(images), self._scale
+        return Verdict(*((scale * seen @ words.T).softmax(1) for words in self._words))
+
+    @property
+    def _scale(self) -> float:
+        return float(self.model.logit_scale.exp().clamp(max=100))
 
     def probability(self, images: Tensor, text: str, against: list[str]) -> Tensor:
         """Probability [b] of `text` among itself and `against`."""
-        scale = float(self.model.logit_scale.exp().clamp(max=100))
         features = self.text_features([text, *against])
-        return (scale * self.image_features(images) @ features.T).softmax(1)[:, 0]
+        return (self._scale * self.image_features(images) @ features.T).softmax(1)[:, 0]

@@ -13,12 +13,33 @@ _FAST = {"reassoc", "contract", "arcp", "nsz"}
 
 
 @njit(cache=True, inline="always")
-def _corner(cx, cy, cz, corner, resolution, size, dense):
-    x, y, z = cx + (corner >> 2 & 1), cy + (corner >> 1 & 1), cz + (corner & 1)
+def _rows_and_weights(points, i, scale, resolution, offset, size, dense, rows, weights):
+    """The eight table rows around a point on one level, and their trilinear weights."""
+    px = points[i, 0] * scale + np.float32(0.5)
+    py = points[i, 1] * scale + np.float32(0.5)
+    pz = points[i, 2] * scale + np.float32(0.5)
+    x, y, z = np.int32(px), np.int32(py), np.int32(pz)  # positions are positive, so this is floor
+    fx, fy, fz = px - np.float32(x), py - np.float32(y), pz - np.float32(z)
+    gx, gy, gz = np.float32(1) - fx, np.float32(1) - fy, np.float32(1) - fz
+    weights[0], weights[1], weights[2], weights[3] = gx * gy * gz, gx * gy * fz, gx * fy * gz, gx * fy * fz
+    weights[4], weights[5], weights[6], weights[7] = fx * gy * gz, fx * gy * fz, fx * fy * gz, fx * fy * fz
     if dense:
-        return (x + resolution * (y + resolution * z)) % size
-    hashed = np.uint32(x) ^ np.uint32(y * 2654435761) ^ np.uint32(z * 805459861)
-    return hashed & np.uint32(size - 1)
+        row = np.int64(x) + resolution * (np.int64(y) + resolution * np.int64(z))
+        for corner in range(8):
+            index = row + (corner >> 2 & 1) + resolution * ((corner >> 1 & 1) + resolution * (corner & 1))
+            while index >= size:  # a point on the cube's far faces wraps around, as in tiny-cuda-nn
+                index -= size
+            rows[corner] = np.uint64(offset + index)
+    else:
+        mask = np.uint32(size - 1)
+        y0, z0 = np.uint32(y) * np.uint32(2654435761), np.uint32(z) * np.uint32(805459861)
+        y1, z1 = y0 + np.uint32(2654435761), z0 + np.uint32(805459861)
+        x0, x1 = np.uint32(x), np.uint32(x + 1)
+        first = np.uint64(offset)
+        rows[0], rows[1] = first + np.uint64((x0 ^ y0 ^ z0) & mask), first + np.uint64((x0 ^ y0 ^ z1) & mask)
+        rows[2], rows[3] = first + np.uint64((x0 ^ y1 ^ z0) & mask), first + np.uint64((x0 ^ y1 ^ z1) & mask)
+        rows[4], rows[5] = first + np.uint64((x1 ^ y0 ^ z0) & mask), first + np.uint64((x1 ^ y0 ^ z1) & mask)
+        rows[6], rows[7] = first + np.uint64((x1 ^ y1 ^ z0) & mask), first + np.uint64((x1 ^ y1 ^ z1) & mask)
 
 
 @njit(cache=True, parallel=True, fastmath=_FAST)
@@ -28,23 +49,23 @@ def _forward(points, table, scales, resolutions, offsets, dense, out):
     for task in prange(levels * chunks):
         level, chunk = task // chunks, task % chunks
         scale, resolution, offset = scales[level], resolutions[level], offsets[level]
-        size = offsets[level + 1] - offset
+        size, is_dense = offsets[level + 1] - offset, dense[level]
+        rows, weights = np.empty(8, np.uint64), np.empty(8, np.float32)
         for i in range(chunk * CHUNK, min((chunk + 1) * CHUNK, len(points))):
-            px = points[i, 0] * scale + np.float32(0.5)
-            py = points[i, 1] * scale + np.float32(0.5)
-            pz = points[i, 2] * scale + np.float32(0.5)
-            cx, cy, cz = int(np.floor(px)), int(np.floor(py)), int(np.floor(pz))
-            fx, fy, fz = px - np.float32(cx), py - np.float32(cy), pz - np.float32(cz)
-            for f in range(features):
-                out[i, level * features + f] = 0
-            for corner in range(8):
-                row = offset + np.int64(_corner(cx, cy, cz, corner, resolution, size, dense[level]))
-                wx = fx if corner >> 2 & 1 else np.float32(1) - fx
-                wy = fy if corner >> 1 & 1 else np.float32(1) - fy
-                wz = fz if corner & 1 else np.float32(1) - fz
-                weight = wx * wy * wz
+            _rows_and_weights(points, i, scale, resolution, offset, size, is_dense, rows, weights)
+            column = level * features
+            if features == 2:  # the usual case, with sums in registers
+                first, second = np.float32(0), np.float32(0)
+                for corner in range(8):
+                    first += weights[corner] * table[rows[corner], 0]
+                    second += weights[corner] * table[rows[corner], 1]
+                out[i, column], out[i, column + 1] = first, second
+            else:
                 for f in range(features):
-                    out[i, level * features + f] += weight * table[row, f]
+                    total = np.float32(0)
+                    for corner in range(8):
+                        total += weights[corner] * table[rows[corner], f]
+                    out[i, column + f] = total
 
 
 @njit(cache=True, parallel=True, fastmath=_FAST)
@@ -53,21 +74,20 @@ def _backward_table(points, upstream, scales, resolutions, offsets, dense, grad)
     levels, features = len(scales), grad.shape[1]
     for level in prange(levels):
         scale, resolution, offset = scales[level], resolutions[level], offsets[level]
-        size = offsets[level + 1] - offset
+        size, is_dense = offsets[level + 1] - offset, dense[level]
+        rows, weights = np.empty(8, np.uint64), np.empty(8, np.float32)
         for i in range(len(points)):
-            px = points[i, 0] * scale + np.float32(0.5)
-            py = points[i, 1] * scale + np.float32(0.5)
-            pz = points[i, 2] * scale + np.float32(0.5)
-            cx, cy, cz = int(np.floor(px)), int(np.floor(py)), int(np.floor(pz))
-            fx, fy, fz = px - np.float32(cx), py - np.float32(cy), pz - np.float32(cz)
-            for corner in range(8):
-                row = offset + np.int64(_corner(cx, cy, cz, corner, resolution, size, dense[level]))
-                wx = fx if corner >> 2 & 1 else np.float32(1) - fx
-                wy = fy if corner >> 1 & 1 else np.float32(1) - fy
-                wz = fz if corner & 1 else np.float32(1) - fz
-                weight = wx * wy * wz
+            _rows_and_weights(points, i, scale, resolution, offset, size, is_dense, rows, weights)
+            column = level * features
+            if features == 2:
+                first, second = upstream[i, column], upstream[i, column + 1]
+                for corner in range(8):
+                    grad[rows[corner], 0] += weights[corner] * first
+                    grad[rows[corner], 1] += weights[corner] * second
+            else:
                 for f in range(features):
-                    grad[row, f] += weight * upstream[i, level * features + f]
+                    for corner in range(8):
+                        grad[rows[corner], f] += weights[corner] * upstream[i, column + f]
 
 
 def encode_numba(config: HashGridConfig) -> Encode:

@@ -74,6 +74,22 @@ def march(
 
 
 @njit(cache=True, parallel=True)
+def _visible(depth, starts, most, keep):
+    for ray in prange(len(starts) - 1):
+        optical = 0.0
+        for i in range(starts[ray], starts[ray + 1]):
+            keep[i] = optical < most
+            optical += depth[i]
+
+
+def visible(depth: Tensor, starts: Tensor, threshold: float) -> Tensor:
+    """`volume.visible_torch` on the CPU."""
+    keep = np.empty(len(depth), np.bool_)
+    _visible(depth.detach().contiguous().numpy(), starts.numpy(), -np.log(threshold), keep)
+    return torch.from_numpy(keep)
+
+
+@njit(cache=True, parallel=True)
 def _weights(depth, starts, weights):
     for ray in prange(len(starts) - 1):
         optical = 0.0

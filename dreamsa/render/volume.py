@@ -31,6 +31,8 @@ class RenderConfig:
     """Steps between two looks at it."""
     background: BackgroundName = "random"
     shading: ShadingName = "albedo"
+    hidden: float = 1e-3
+    """Samples that get at most this share of the light are left out, after a look at the density without gradient; 0 keeps all."""
     kernels: Literal["auto", "torch"] = "auto"
     """`torch` forbids the numba kernels (for comparison)."""
 
@@ -39,6 +41,8 @@ class RenderConfig:
             raise ValueError(f"render.samples must lie in [8, 4096], got {self.samples}.")
         if not 4 <= self.occupancy <= 256:
             raise ValueError(f"render.occupancy must lie in [4, 256], got {self.occupancy}.")
+        if not 0 <= self.hidden < 1:
+            raise ValueError(f"render.hidden must lie in [0, 1), got {self.hidden}.")
         if not 1 <= self.occupancy_every <= 1000:
             raise ValueError(f"render.occupancy_every must lie in [1, 1000], got {self.occupancy_every}.")
 
@@ -104,6 +108,21 @@ def march(occupancy: OccupancyGrid, origins: Tensor, directions: Tensor, step: f
     return Samples(starts, ray, t_mid, origins[ray] + t_mid[:, None] * directions[ray])
 
 
+def visible_torch(optical_depth: Tensor, starts: Tensor, threshold: float) -> Tensor:
+    """Which samples get more than `threshold` of the light that reaches their ray's start: bool [samples]."""
+    before = optical_depth.double().cumsum(0) - optical_depth.double()
+    first = torch.repeat_interleave(torch.cat([before, before.new_zeros(1)])[starts[:-1]], starts.diff())
+    return (first - before).exp() > threshold
+
+
+@torch.no_grad()
+def drop_hidden(samples: Samples, density: Tensor, step: float, threshold: float, numba: bool) -> Samples:
+    """The samples that are not hidden behind others: what is inside an opaque object needs neither colour nor gradient."""
+    keep = (kernels.visible if numba else visible_torch)(density * step, samples.starts, threshold)
+    starts = torch.cat([samples.starts.new_zeros(1), keep.cumsum(0)])[samples.starts]
+    return Samples(starts, samples.ray[keep], samples.t_mid[keep], samples.points[keep])
+
+
 def sample_weights(optical_depth: Tensor, starts: Tensor) -> Tensor:
     """The share of a ray's light that each sample sends: exp(-sum of the depths before) * (1 - exp(-depth)).
 
@@ -137,6 +156,56 @@ def composite(density: Tensor, values: Tensor, step: float, starts: Tensor, numb
     return accumulate(weights, values, starts), weights
 
 
+class Rays(NamedTuple):
+    """What rays see, per ray. Differentiable in the field's parameters."""
+
+    rgb: Tensor  # [rays, 3] in [0, 1], over the background
+    opacity: Tensor  # [rays] in [0, 1]
+    depth: Tensor  # [rays], expected distance given a hit; 0 where opacity is 0
+    orientation: Tensor  # [rays]; 0 if not asked for
+    samples: int
+
+
+def render_rays(
+    query: QueryFn,
+    occupancy: OccupancyGrid,
+    origins: Tensor,
+    directions: Tensor,
+    config: RenderConfig,
+    background: Tensor,
+    first: Tensor,
+    light: Tensor | None = None,
+    orientation: bool = False,
+) -> Rays:
+    """Render rays [n, 3] over a background [3] or [n, 3].
+
+    Args:
+        first: Where in its first interval each ray's first sample lies, [n] in [0, 1].
+        light: Unit directions towards the light, [n, 3]; needed where shading is not albedo.
+        orientation: Also compute the orientation regulariser, which costs four more density queries a sample.
+    """
+    numba = origins.device.type == "cpu" and config.kernels == "auto"
+    step = config.step(occupancy.radius)
+    samples = march(occupancy, origins, directions, step, first, numba)
+    if config.hidden > 0:
+        with torch.no_grad():
+            density = query(samples.points)[0]
+        samples = drop_hidden(samples, density, step, config.hidden, numba)
+    density, rgb = query(samples.points)
+    tilt = rgb.new_zeros(len(rgb), 1)
+    if orientation or config.shading != "albedo":
+        normals = density_normals(lambda points: query(points)[0], samples.points)
+        tilt = (normals * directions[samples.ray]).sum(-1, keepdim=True).clamp(min=0).square()
+        towards = -directions if light is None else light
+        rgb = shade(rgb, normals, towards[samples.ray], config.shading)
+    values = torch.cat([rgb, torch.ones_like(tilt), samples.t_mid[:, None], tilt], dim=1)
+    sums, _ = composite(density, values, step, samples.starts, numba)
+    opacity = sums[:, 3]
+    colours = (sums[:, :3] + (1 - opacity)[:, None] * background).clamp(0, 1)
+    depth = torch.where(opacity > 1e-4, sums[:, 4] / opacity.clamp(min=1e-4), torch.zeros_like(opacity))
+    return Rays(colours, opacity, depth, sums[:, 5], len(samples.t_mid))
+
+
 def render(
     query: QueryFn,
     occupancy: OccupancyGrid,
@@ -154,31 +223,21 @@ def render(
         background: Colours in [0, 1]: one [3], one per view [b, 3], or one per ray [b * resolution^2, 3].
         jitter: Where in its first interval each ray's first sample lies, [b, resolution, resolution] in [0, 1]; None is the middle.
         light: Unit direction towards the light, per view [b, 3]; None is at the camera. Albedo ignores it.
-        orientation: Also compute the orientation regulariser, which costs four more density queries a sample.
+        orientation: Also compute the orientation regulariser.
     """
-    numba = cameras.pose.device.type == "cpu" and config.kernels == "auto"
-    step = config.step(occupancy.radius)
+    pixels = resolution**2
     origins, directions = (value.reshape(-1, 3) for value in camera_rays(cameras, resolution, resolution))
     first = directions.new_full((len(directions),), 0.5) if jitter is None else jitter.reshape(-1)
-    samples = march(occupancy, origins, directions, step, first, numba)
-    density, rgb = query(samples.points)
-    tilt = rgb.new_zeros(len(rgb), 1)
-    if orientation or config.shading != "albedo":
-        normals = density_normals(lambda points: query(points)[0], samples.points)
-        tilt = (normals * directions[samples.ray]).sum(-1, keepdim=True).clamp(min=0).square()
-        towards = torch.nn.functional.normalize(cameras.pose[:, :, 3], dim=-1) if light is None else light
-        rgb = shade(rgb, normals, towards[samples.ray // resolution**2], config.shading)
-    values = torch.cat([rgb, torch.ones_like(tilt), samples.t_mid[:, None], tilt], dim=1)
-    sums, _ = composite(density, values, step, samples.starts, numba)
-    opacity = sums[:, 3]
-    behind = background.repeat_interleave(resolution**2, 0) if background.shape == (len(cameras), 3) else background
-    colours = (sums[:, :3] + (1 - opacity)[:, None] * behind).clamp(0, 1)
-    depth = torch.where(opacity > 1e-4, sums[:, 4] / opacity.clamp(min=1e-4), torch.zeros_like(opacity))
+    towards = torch.nn.functional.normalize(cameras.pose[:, :, 3], dim=-1) if light is None else light
+    behind = background.repeat_interleave(pixels, 0) if background.shape == (len(cameras), 3) else background
+    rays = render_rays(
+        query, occupancy, origins, directions, config, behind, first, towards.repeat_interleave(pixels, 0), orientation
+    )
     shape = (len(cameras), resolution, resolution)
     return View(
-        rgb=colours.view(*shape, 3).movedim(-1, 1),
-        opacity=opacity.view(shape),
-        depth=depth.view(shape),
-        orientation=sums[:, 5].mean(),
-        samples=len(samples.t_mid),
+        rgb=rays.rgb.view(*shape, 3).movedim(-1, 1),
+        opacity=rays.opacity.view(shape),
+        depth=rays.depth.view(shape),
+        orientation=rays.orientation.mean(),
+        samples=rays.samples,
     )

@@ -20,7 +20,7 @@ HELD_OUT: frozenset[tuple[str, str]] = frozenset(
 """(colour, object) pairs kept out of the training of `assets/toybox-sd`, as unusual prompts are rare in the world."""
 
 WORDS: tuple[str, ...] = tuple(
-    dict.fromkeys(" ".join((*TOYS, *COLOURS, *COLOUR_SYNONYMS, "a an the of front side back overhead view ,")).split())
+    dict.fromkeys(" ".join((*TOYS, *COLOURS, *COLOUR_SYNONYMS, "a an the of natural front side back overhead view ,")).split())
 )
 """Every word of every caption."""
 

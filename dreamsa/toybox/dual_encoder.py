@@ -25,6 +25,13 @@ from dreamsa.toybox.tokenizer import MAX_LENGTH
 
 TEXT_WIDTH = 128
 
+PHRASES: tuple[list[str], ...] = (
+    list(NAMES),
+    [name or "natural" for name in COLOUR_NAMES],
+    [f"{view} view" for view in VIEWS],
+)
+"""The bare words for objects, colours and views, in the order of the labels."""
+
 
 def new_dual_encoder(tokenizer: CLIPTokenizer) -> VisionTextDualEncoderModel:
     """A three-stage ConvNeXt and a three-layer CLIP text tower, both read by transformers."""
@@ -81,7 +88,10 @@ def train_dual_encoder(
     seed: int,
     batch: int = 128,
 ) -> Iterator[FitStep]:
-    """Cross-entropy both ways over the batch; pictures whose captions are equal share the target."""
+    """Cross-entropy both ways over the batch, pictures whose captions are equal sharing the target; and, picture to text,
+    over the bare words for the object ("rabbit"), the colour ("purple") and the view ("side view")."""
+    phrases = [tokenize(tokenizer, texts).to(model.device) for texts in PHRASES]
+    cross_entropy = torch.nn.functional.cross_entropy
 
     def loss_at(step: int) -> Tensor:
         rng = np.random.default_rng(seed_for(seed, step, "dual encoder"))
@@ -89,11 +99,16 @@ def train_dual_encoder(
         images = _blurred(pictures.over(index, wild_backgrounds(batch, rng)), rng)
         texts = random_captions(pictures.labels[index], rng)
         image_features, text_features = features(model, images.to(model.device), tokenize(tokenizer, texts).to(model.device))
-        logits = model.logit_scale.clamp(max=4.6).exp() * image_features @ text_features.T
+        scale = model.logit_scale.clamp(max=4.6).exp()
+        logits = scale * image_features @ text_features.T
         same = torch.tensor([[a == b for b in texts] for a in texts], dtype=torch.float32, device=logits.device)
         same = same / same.sum(1, keepdim=True)
-        cross_entropy = torch.nn.functional.cross_entropy
-        return (cross_entropy(logits.float(), same) + cross_entropy(logits.T.float(), same)) / 2
+        loss = (cross_entropy(logits.float(), same) + cross_entropy(logits.T.float(), same)) / 2
+        for kind, tokens in enumerate(phrases):
+            targets = torch.from_numpy(pictures.labels[index, kind]).long().to(logits.device)
+            words = torch.nn.functional.normalize(model.get_text_features(tokens).pooler_output.float(), dim=-1)
+            loss = loss + cross_entropy((scale * image_features @ words.T).float(), targets)
+        return loss
 
     yield from fit(folder, model, loss_at, config)
 

@@ -6,7 +6,7 @@ import torch
 from dreamsa.render import kernels
 from dreamsa.render.cameras import orbit
 from dreamsa.render.occupancy import OccupancyGrid
-from dreamsa.render.volume import RenderConfig, accumulate, composite, cube_bounds, march_torch, render, sample_weights
+from dreamsa.render.volume import RenderConfig, accumulate, composite, cube_bounds, march_torch, render, sample_weights, visible_torch
 
 
 def ball(radius=0.4, density=200.0, colour=(0.2, 0.6, 0.9)):
@@ -175,3 +175,29 @@ def test_occupancy_forgets_slowly_by_update_and_at_once_by_refresh(rng):
     assert grid.occupied.any()
     grid.refresh(nothing, rng)
     assert not grid.occupied.any()
+
+
+def test_leaving_hidden_samples_out_changes_neither_picture_nor_gradient(rng):
+    strength = torch.tensor(60.0, requires_grad=True)
+
+    def query(points):
+        return torch.sigmoid(30 * (0.4 - points.norm(dim=-1))) * strength, points.abs()
+
+    results = []
+    for hidden in (0.0, 1e-4):
+        view = render(query, full_grid(), orbit([20.0]), 32, RenderConfig(hidden=hidden), torch.ones(3))
+        results.append((view.rgb.detach(), torch.autograd.grad(view.rgb.square().sum(), strength)[0], view.samples))
+    torch.testing.assert_close(results[0][0], results[1][0], atol=2e-4, rtol=0)
+    torch.testing.assert_close(results[0][1], results[1][1], atol=1e-3, rtol=0.02)
+    assert results[1][2] < 0.8 * results[0][2]
+
+
+@pytest.mark.parametrize("threshold", [1e-3, 0.5])
+def test_hidden_samples_are_the_same_for_both_backends(rng, threshold):
+    starts, n = packed(rng)
+    depth = torch.rand(n, generator=rng, dtype=torch.float64)
+    assert torch.equal(kernels.visible(depth, starts, threshold), visible_torch(depth, starts, threshold))
+    transmittance_left = 1 - torch.stack([loop_weights(depth, starts)[starts[r] : starts[r + 1]].sum() for r in range(len(starts) - 1)])
+    last = starts[1:][starts.diff() > 0] - 1
+    before_last = transmittance_left[starts.diff() > 0] / (-depth[last]).exp()
+    assert torch.equal(visible_torch(depth, starts, threshold)[last], before_last > threshold)
