@@ -28,7 +28,7 @@ def demo(
     print(f"Look at {page.resolve()}")
 
 
-def _finish(verb: str, job) -> Run:  # noqa: ANN001
+def _finish(verb: str, job) -> Run:
     for progress in job:
         if progress.step % 100 == 0 or progress.step == progress.steps:
             done = f"{verb} {progress.run.prompt!r}: step {progress.step}/{progress.steps}, {progress.phase}"

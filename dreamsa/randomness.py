@@ -7,7 +7,7 @@ would have drawn.
 import hashlib
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 
 def seed_for(seed: int, step: int, stream: str) -> int:
@@ -24,3 +24,13 @@ def generator_for(seed: int, step: int, stream: str, device: torch.device | str 
 def uniform(low: float, high: float, size: int, rng: torch.Generator) -> Tensor:
     """`size` numbers from U[low, high), float32, on the generator's device."""
     return low + (high - low) * torch.rand(size, generator=rng, device=rng.device)
+
+
+def random_linear(inputs: int, outputs: int, rng: torch.Generator) -> nn.Linear:
+    """nn.Linear on the generator's device with torch's default initialisation, U[-1/sqrt(inputs), 1/sqrt(inputs)], drawn from `rng`."""
+    layer = nn.Linear(inputs, outputs, device="meta").to_empty(device=rng.device)
+    bound = inputs**-0.5
+    with torch.no_grad():
+        for parameter in layer.parameters():
+            parameter.copy_(torch.rand(parameter.shape, generator=rng, device=rng.device) * 2 * bound - bound)
+    return layer

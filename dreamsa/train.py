@@ -43,7 +43,8 @@ class Draw(NamedTuple):
     timesteps: Tensor  # [b]
 
     def part(self, index: slice) -> "Draw":
-        return Draw(*(value[index] for value in self))
+        rest = (self.jitter, self.background, self.light, self.timesteps)
+        return Draw(self.cameras[index], *(value[index] for value in rest))
 
 
 class StepResult(NamedTuple):

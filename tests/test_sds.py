@@ -148,7 +148,9 @@ def test_clipping_is_per_view():
     assert sds.clip_per_view(grad, 0.0) is grad
 
 
-@pytest.mark.parametrize("bad", [{"guidance_scale": -1.0}, {"min_timestep": (0.5, 0.9), "max_timestep": (0.98, 0.5)}, {"anneal_until": 0.0}])
+@pytest.mark.parametrize(
+    "bad", [{"guidance_scale": -1.0}, {"min_timestep": (0.5, 0.9), "max_timestep": (0.98, 0.5)}, {"anneal_until": 0.0}]
+)
 def test_settings_out_of_range_are_refused(bad):
     with pytest.raises(ValueError, match="sds"):
         sds.SDSConfig(**bad)

@@ -31,11 +31,12 @@ class Judge:
     @classmethod
     def load(cls, folder: str | None = None) -> "Judge":
         """The shipped judge, or one from a folder that `dreamsa toybox train` wrote."""
-        from transformers import CLIPTokenizer, VisionTextDualEncoderModel
+        from transformers import CLIPTokenizer
+
+        from dreamsa.toybox.dual_encoder import load_dual_encoder
 
         where = folder or str(asset("toybox-clip"))
-        model = VisionTextDualEncoderModel.from_pretrained(where, use_safetensors=True, local_files_only=True, dtype=torch.float32)
-        return cls(model.eval(), CLIPTokenizer.from_pretrained(where, local_files_only=True))
+        return cls(load_dual_encoder(where), CLIPTokenizer.from_pretrained(where, local_files_only=True))
 
     @torch.no_grad()
     def text_features(self, texts: list[str]) -> Tensor:

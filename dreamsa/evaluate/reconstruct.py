@@ -87,9 +87,7 @@ def test_psnr(photographs: Photographs, field: HashField, occupancy: OccupancyGr
     renders, scores = [], []
     for rgb, origins, directions in zip(photographs.rgb, photographs.origins, photographs.directions, strict=True):
         flat = origins.reshape(-1, 3)
-        seen = render_rays(
-            field.query, occupancy, flat, directions.reshape(-1, 3), RENDER, torch.ones(3), torch.full((len(flat),), 0.5)
-        )
+        seen = render_rays(field.query, occupancy, flat, directions.reshape(-1, 3), RENDER, torch.ones(3), torch.full((len(flat),), 0.5))
         renders.append(seen.rgb.view_as(rgb))
         scores.append(float(-10 * (renders[-1] - rgb).square().mean().log10()))
     return float(np.mean(scores)), torch.stack(renders)

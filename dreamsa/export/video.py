@@ -36,7 +36,7 @@ def write_mp4(frames: Frames, path: Path, fps: int = 20) -> None:
     def write(part: Path) -> None:
         with imageio.get_writer(part, format="FFMPEG", fps=fps, codec="libx264", quality=8, macro_block_size=2) as writer:  # pyright: ignore[reportArgumentType]
             for frame in frames:
-                writer.append_data(frame)
+                writer.append_data(frame)  # pyright: ignore[reportAttributeAccessIssue]
 
     _atomic(path, write)
 

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from dreamsa.fields.hashgrid import BackendName, HashGridConfig, make_encode, new_table
+from dreamsa.randomness import random_linear
 
 
 @dataclass(frozen=True)
@@ -48,8 +49,8 @@ class HashField(nn.Module):
         self.config = config
         self.encode = make_encode(config.grid, config.backend, rng.device)
         self.table = nn.Parameter(new_table(config.grid, rng))
-        self.hidden = _linear(config.grid.width, config.hidden, rng)
-        self.out = _linear(config.hidden, 4, rng)
+        self.hidden = random_linear(config.grid.width, config.hidden, rng)
+        self.out = random_linear(config.hidden, 4, rng)
 
     def query(self, points: Tensor) -> Sample:
         radius = self.config.radius
@@ -57,13 +58,3 @@ class HashField(nn.Module):
         raw = self.out(torch.relu(self.hidden(encoding)))
         bias = self.config.blob_density * (1 - points.norm(dim=-1) / self.config.blob_radius)
         return Sample(nn.functional.softplus(raw[:, 0] + bias), raw[:, 1:].sigmoid())
-
-
-def _linear(inputs: int, outputs: int, rng: torch.Generator) -> nn.Linear:
-    """nn.Linear with the default initialisation (U[-1/sqrt(inputs), 1/sqrt(inputs)]) from our own generator."""
-    layer = nn.Linear(inputs, outputs, device="meta").to_empty(device=rng.device)
-    with torch.no_grad():
-        for parameter in layer.parameters():
-            draw = torch.rand(parameter.shape, generator=rng, device=rng.device)
-            parameter.copy_((draw * 2 - 1) / inputs**0.5)
-    return layer

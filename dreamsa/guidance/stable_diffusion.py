@@ -262,5 +262,5 @@ def _is_tiny(where: str, kind: str, common: dict[str, Any]) -> bool:
     """Whether the model's autoencoder is a TAESD type, from its config; anything else is read as AutoencoderKL."""
     import diffusers
 
-    config = diffusers.AutoencoderKL.load_config(where, subfolder="vae", **common)
+    config: Any = diffusers.AutoencoderKL.load_config(where, subfolder="vae", **common)
     return config["_class_name"] == "AutoencoderTiny"

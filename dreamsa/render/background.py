@@ -5,7 +5,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from dreamsa.randomness import uniform
+from dreamsa.randomness import random_linear, uniform
 
 BackgroundName = Literal["random", "white", "black", "grey", "learned"]
 SOLID = {"white": 1.0, "black": 0.0, "grey": 0.7}
@@ -22,16 +22,11 @@ class LearnedBackground(nn.Module):
 
     def __init__(self, rng: torch.Generator, frequencies: int = 4, hidden: int = 16) -> None:
         super().__init__()
-        self.frequencies = frequencies
-        self.layers = nn.Sequential(nn.Linear(6 * frequencies, hidden), nn.ReLU(), nn.Linear(hidden, 3)).to(rng.device)
-        with torch.no_grad():
-            for layer in (self.layers[0], self.layers[2]):
-                for parameter in layer.parameters():
-                    draw = torch.rand(parameter.shape, generator=rng, device=rng.device)
-                    parameter.copy_((draw * 2 - 1) / layer.in_features**0.5)
+        self.frequencies: int = frequencies
+        self.layers = nn.Sequential(random_linear(6 * frequencies, hidden, rng), nn.ReLU(), random_linear(hidden, 3, rng))
 
     def forward(self, directions: Tensor) -> Tensor:
         """Unit vectors [n, 3] -> colours [n, 3] in [0, 1]."""
-        scales = 2.0 ** torch.arange(self.frequencies, device=directions.device)
+        scales = torch.logspace(0, self.frequencies - 1, self.frequencies, base=2.0, device=directions.device)
         phases = (directions[:, :, None] * scales).flatten(1)
         return self.layers(torch.cat([phases.sin(), phases.cos()], dim=1)).sigmoid()

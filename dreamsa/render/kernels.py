@@ -63,13 +63,13 @@ def march(
     occupied: Tensor, radius: float, origins: Tensor, directions: Tensor, near: Tensor, far: Tensor, first: Tensor, step: float
 ) -> tuple[Tensor, Tensor]:
     """`volume.march_torch` on the CPU: (starts [rays + 1], t_mid [samples])."""
-    arrays = [value.contiguous().numpy() for value in (origins, directions, near, far, first)]
+    rays = tuple(value.contiguous().numpy() for value in (origins, directions, near, far, first))
     counts = np.empty(len(origins), np.int64)
-    _count(occupied.numpy(), radius, *arrays, step, counts)
+    _count(occupied.numpy(), radius, *rays, step, counts)  # pyright: ignore[reportCallIssue]
     starts = np.zeros(len(origins) + 1, np.int64)
     np.cumsum(counts, out=starts[1:])
     t_mid = np.empty(starts[-1], np.float32)
-    _fill(occupied.numpy(), radius, *arrays, step, starts, t_mid)
+    _fill(occupied.numpy(), radius, *rays, step, starts, t_mid)  # pyright: ignore[reportCallIssue]
     return torch.from_numpy(starts), torch.from_numpy(t_mid)
 
 

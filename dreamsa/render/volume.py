@@ -230,9 +230,7 @@ def render(
     first = directions.new_full((len(directions),), 0.5) if jitter is None else jitter.reshape(-1)
     towards = torch.nn.functional.normalize(cameras.pose[:, :, 3], dim=-1) if light is None else light
     behind = background.repeat_interleave(pixels, 0) if background.shape == (len(cameras), 3) else background
-    rays = render_rays(
-        query, occupancy, origins, directions, config, behind, first, towards.repeat_interleave(pixels, 0), orientation
-    )
+    rays = render_rays(query, occupancy, origins, directions, config, behind, first, towards.repeat_interleave(pixels, 0), orientation)
     shape = (len(cameras), resolution, resolution)
     return View(
         rgb=rays.rgb.view(*shape, 3).movedim(-1, 1),

@@ -1,5 +1,8 @@
 """The embedded Stable Diffusion's autoencoder: a thin AutoencoderTiny, 64 x 64 images to 8 x 16 x 16 latents."""
 
+# pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportCallIssue=false, reportOptionalMemberAccess=false
+# (decorators of diffusers and transformers hide their own types)
+
 from collections.abc import Iterator
 from pathlib import Path
 

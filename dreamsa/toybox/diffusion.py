@@ -1,5 +1,8 @@
 """The embedded Stable Diffusion's UNet: v-prediction on cached latents, and the folder that diffusers loads."""
 
+# pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportCallIssue=false, reportOptionalMemberAccess=false
+# (decorators of diffusers and transformers hide their own types)
+
 from collections.abc import Iterator
 from pathlib import Path
 

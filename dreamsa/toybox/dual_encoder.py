@@ -1,17 +1,23 @@
 """Contrastive image-text pairs (CLIP, arXiv:2103.00020): the embedded model's text tower, and the judge."""
 
+# pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportCallIssue=false, reportOptionalMemberAccess=false
+# (decorators of diffusers and transformers hide their own types)
+
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 from transformers import (
     CLIPTextConfig,
     CLIPTextModel,
     CLIPTokenizer,
-    ConvNextConfig,
-    ConvNextModel,
+    ResNetConfig,
+    ResNetModel,
+    VisionTextDualEncoderConfig,
     VisionTextDualEncoderModel,
 )
 
@@ -33,8 +39,17 @@ PHRASES: tuple[list[str], ...] = (
 """The bare words for objects, colours and views, in the order of the labels."""
 
 
+class PooledResNet(ResNetModel):
+    """transformers' ResNet with its pooled features as vectors [b, c], as VisionTextDualEncoderModel wants them."""
+
+    def forward(self, pixel_values: Tensor, **kwargs: Any) -> Any:
+        out = super().forward(pixel_values)
+        out.pooler_output = out.pooler_output.flatten(1)
+        return out
+
+
 def new_dual_encoder(tokenizer: CLIPTokenizer) -> VisionTextDualEncoderModel:
-    """A three-stage ConvNeXt and a three-layer CLIP text tower, both read by transformers."""
+    """A three-stage ResNet and a three-layer CLIP text tower."""
     text = CLIPTextConfig(
         vocab_size=len(tokenizer),
         hidden_size=TEXT_WIDTH,
@@ -47,10 +62,17 @@ def new_dual_encoder(tokenizer: CLIPTokenizer) -> VisionTextDualEncoderModel:
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
     )
-    vision = ConvNextConfig(num_channels=3, patch_size=4, num_stages=3, hidden_sizes=[48, 96, 192], depths=[2, 2, 2], image_size=64)
-    vision.hidden_size = vision.hidden_sizes[-1]
-    model = VisionTextDualEncoderModel(vision_model=ConvNextModel(vision), text_model=CLIPTextModel(text))
-    return model
+    vision = ResNetConfig(num_channels=3, embedding_size=32, hidden_sizes=[48, 96, 192], depths=[2, 2, 2], layer_type="basic")
+    vision.hidden_size = 192  # of the last stage, where VisionTextDualEncoderModel looks for it
+    return VisionTextDualEncoderModel(vision_model=PooledResNet(vision), text_model=CLIPTextModel(text))
+
+
+def load_dual_encoder(folder: Path | str) -> VisionTextDualEncoderModel:
+    """A dual encoder that `save_pretrained` wrote, in float32 and evaluation mode."""
+    config = VisionTextDualEncoderConfig.from_pretrained(folder, local_files_only=True)
+    model = VisionTextDualEncoderModel(vision_model=PooledResNet(config.vision_config), text_model=CLIPTextModel(config.text_config))
+    model.load_state_dict(load_file(Path(folder) / "model.safetensors"))
+    return model.float().eval()
 
 
 def tokenize(tokenizer: CLIPTokenizer, texts: Sequence[str], length: int = MAX_LENGTH) -> Tensor:
@@ -86,7 +108,7 @@ def train_dual_encoder(
     pictures: Pictures,
     config: FitConfig,
     seed: int,
-    batch: int = 128,
+    batch: int = 64,
 ) -> Iterator[FitStep]:
     """Cross-entropy both ways over the batch, pictures whose captions are equal sharing the target; and, picture to text,
     over the bare words for the object ("rabbit"), the colour ("purple") and the view ("side view")."""

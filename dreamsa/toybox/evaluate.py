@@ -1,5 +1,8 @@
 """The judge looks at the text-to-image model's own pictures: does it draw what it is told?"""
 
+# pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportCallIssue=false, reportOptionalMemberAccess=false
+# (decorators of diffusers and transformers hide their own types)
+
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +50,9 @@ def evaluate_model(
     kind, where = locate_model(ModelConfig(model, offline=True))
     if kind != "folder":
         raise ValueError(f"The toybox's questions are for models trained on it: give a folder, not {model!r}.")
-    pipeline = StableDiffusionPipeline.from_pretrained(where, local_files_only=True, use_safetensors=True, dtype=torch.float32, safety_checker=None)
+    pipeline = StableDiffusionPipeline.from_pretrained(
+        where, local_files_only=True, use_safetensors=True, dtype=torch.float32, safety_checker=None
+    )
     judge = judge or Judge.load()
     table: dict[str, Any] = {"guidance": guidance, "steps": steps, "seed": seed}
     pictures = []

@@ -58,6 +58,8 @@ def fit(folder: Path, model: nn.Module, loss_at: Callable[[int], Tensor], config
             for name, parameter in parameters.items():
                 parameter.copy_(stored.tensors["model"][name])
                 average[name].copy_(stored.tensors["average"][name])
+            for name, buffer in model.named_buffers():
+                buffer.copy_(stored.tensors["buffers"][name])
         checkpoint.unpack_optimizer(optimizer, stored.tensors["optimizer"], stored.state["optimizer"])
         step = stored.state["step"]
     device = next(model.parameters()).device
@@ -69,7 +71,8 @@ def fit(folder: Path, model: nn.Module, loss_at: Callable[[int], Tensor], config
             target = checkpoints / f"{step:08d}"
             if not target.exists():
                 tensors, state = checkpoint.pack_optimizer(optimizer)
-                groups = {"model": parameters, "average": average, "optimizer": tensors}
+                buffers = dict(model.named_buffers())  # batch normalisation's statistics
+                groups = {"model": parameters, "average": average, "buffers": buffers, "optimizer": tensors}
                 checkpoint.save(target, groups, {"step": step, "optimizer": state})
                 checkpoint.prune(checkpoints)
         if step >= config.steps:

@@ -4,6 +4,9 @@ pictures -> text (contrastive text tower) -> autoencoder -> diffusion -> FOLDER/
 Every stage goes on where an earlier call stopped, and a finished stage is not run again.
 """
 
+# pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportCallIssue=false, reportOptionalMemberAccess=false
+# (decorators of diffusers and transformers hide their own types)
+
 import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path

@@ -1,5 +1,10 @@
 """A CLIPTokenizer that knows the toybox's words whole and spells every other word in bytes."""
 
+# pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportCallIssue=false, reportOptionalMemberAccess=false
+# (decorators of diffusers and transformers hide their own types)
+
+import json
+
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from transformers import CLIPTokenizer
 
@@ -26,6 +31,4 @@ def new_tokenizer() -> CLIPTokenizer:
 
 
 def _merges(tokenizer: Tokenizer) -> list[list[str]]:
-    import json
-
     return json.loads(tokenizer.to_str())["model"]["merges"]

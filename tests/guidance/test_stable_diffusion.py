@@ -35,7 +35,14 @@ def tiny_pipeline(prediction_type="epsilon", tiny_encoder=False):
             block_out_channels=(8, 8), down_block_types=("DownEncoderBlock2D",) * 2, up_block_types=("UpDecoderBlock2D",) * 2,
             norm_num_groups=4, scaling_factor=0.31,
         )  # fmt: skip
-    scheduler = DDIMScheduler(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012, prediction_type=prediction_type, clip_sample=False, steps_offset=1)
+    scheduler = DDIMScheduler(
+        beta_schedule="scaled_linear",
+        beta_start=0.00085,
+        beta_end=0.012,
+        prediction_type=prediction_type,
+        clip_sample=False,
+        steps_offset=1,
+    )
     return StableDiffusionPipeline(vae, CLIPTextModel(text), tokenizer, unet, scheduler, None, None, requires_safety_checker=False)
 
 
@@ -130,7 +137,9 @@ def test_an_odd_prediction_type_is_refused(tmp_path):
         StableDiffusion.load(ModelConfig(str(tmp_path)))
 
 
-@pytest.mark.parametrize("name", ["./no/such", "/no/such", "runs/a/b", "nothere.safetensors", "~/missing", "just-a-word", "a b/c", "tests/mistyped"])
+@pytest.mark.parametrize(
+    "name", ["./no/such", "/no/such", "runs/a/b", "nothere.safetensors", "~/missing", "just-a-word", "a b/c", "tests/mistyped"]
+)
 def test_a_mistyped_path_is_not_taken_for_a_hub_id(name, monkeypatch):
     with pytest.raises(ModelNotFound, match=r"no model at|neither a path nor a Hub id"):
         locate_model(ModelConfig(name))

@@ -52,7 +52,9 @@ def test_samples_stay_in_their_ranges_and_fill_them():
         assert high - 0.02 * span < values.max() <= high + 1e-4
 
 
-@pytest.mark.parametrize("bad", [{"elevation_deg": (50, 10)}, {"distance": (0.0, 1.0)}, {"batch": 0}, {"resolution": 4}, {"focal": (-1, 1)}])
+@pytest.mark.parametrize(
+    "bad", [{"elevation_deg": (50, 10)}, {"distance": (0.0, 1.0)}, {"batch": 0}, {"resolution": 4}, {"focal": (-1, 1)}]
+)
 def test_settings_out_of_range_are_refused(bad):
     with pytest.raises(ValueError, match="camera"):
         CameraConfig(**bad)

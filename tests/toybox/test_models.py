@@ -31,6 +31,7 @@ class Line(nn.Module):
     def __init__(self):
         super().__init__()
         self.a = nn.Parameter(torch.zeros(2))
+        self.register_buffer("seen", torch.zeros(()))
 
 
 def train(folder, steps, stop=None):
@@ -40,6 +41,7 @@ def train(folder, steps, stop=None):
     def loss_at(step):
         if step == stop:
             raise KeyboardInterrupt
+        model.seen += 1
         noise = torch.randn(2, generator=torch.Generator().manual_seed(step))
         return (model.a - target + 0.1 * noise).square().sum()
 
@@ -48,7 +50,7 @@ def train(folder, steps, stop=None):
         logged = list(fit(folder, model, loss_at, config))
     except KeyboardInterrupt:
         logged = []
-    return model.a.detach().clone(), logged
+    return torch.cat([model.a.detach(), model.seen.view(1)]), logged
 
 
 @pytest.mark.parametrize("stop", [1, 10, 25, 39])
