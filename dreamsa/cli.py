@@ -5,7 +5,9 @@ Ctrl-C and 143 by SIGTERM, with the run saved.
 """
 
 import json as json_module
+import os
 import sys
+import warnings
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
@@ -26,6 +28,9 @@ app = App(
 )
 toybox = App(name="toybox", help="The embedded world and the models trained on it.")
 app.command(toybox)
+
+QUIET_LIBRARIES = {"TRANSFORMERS_VERBOSITY": "error", "DIFFUSERS_VERBOSITY": "error", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
+"""What keeps other libraries' notes and bars out of our output."""
 
 Escape = Literal["anneal", "plain", "fresh", "noise", "interpolate"]
 Preset = Literal["toybox", "paper", "sd"]
@@ -147,8 +152,11 @@ def render(run: str, *, frames: int = 60, resolution: int = 256, runs: Runs = No
     """
     from dreamsa import api
 
-    for path in api.render(run, frames=frames, resolution=resolution, runs=runs):
+    written = api.render(run, frames=frames, resolution=resolution, runs=runs)
+    for path in written:
         print(path)
+    if not any(path.suffix == ".mp4" for path in written):
+        raise SystemExit(1)  # the warning on stderr says why
 
 
 @app.command(name="list")
@@ -301,8 +309,9 @@ def _lines(facts: dict[str, Any], indent: str = "") -> Iterable[str]:
 
 def _follow(job: "Job", as_json: bool, quiet: bool) -> None:
     """Show a job's progress to its end. A first Ctrl-C or SIGTERM saves and says how to go on."""
-    import os
+    from transformers.utils import logging
 
+    logging.disable_progress_bar()
     from dreamsa.api import stop_on_signals
 
     if int(os.environ.get("RANK", "0")) > 0:  # under `accelerate launch` one process talks
@@ -366,6 +375,10 @@ def fail(message: str) -> NoReturn:
 def main(arguments: list[str] | None = None) -> None:
     """Entry point. Users' mistakes are one sentence; --debug shows where any error came from."""
     tokens = sys.argv[1:] if arguments is None else arguments
+    for name, value in QUIET_LIBRARIES.items():
+        os.environ.setdefault(name, value)
+    warnings.showwarning = lambda message, *_, **__: print(f"dreamsa: warning: {message}", file=sys.stderr)
+    warnings.filterwarnings("ignore", category=FutureWarning)
     debug = "--debug" in tokens
     tokens = [token for token in tokens if token != "--debug"]
     try:

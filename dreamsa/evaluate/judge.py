@@ -66,7 +66,7 @@ class Judge:
 
     @property
     def _scale(self) -> float:
-        return float(self.model.logit_scale.exp().clamp(max=100))
+        return float(self.model.logit_scale.detach().exp().clamp(max=100))
 
     def probability(self, images: Tensor, text: str, against: list[str]) -> Tensor:
         """Probability [b] of `text` among itself and `against`."""
