@@ -130,10 +130,10 @@ def preset(name: PresetName, prompt: str) -> RunConfig:
     if name == "toybox":
         return RunConfig(
             prompt,
-            steps=2500,
+            steps=2000,
             field=FieldConfig(radius=0.6, blob_radius=0.4),
             camera=CameraConfig((-10, 90), (0, 360), (1.4, 1.7), (0.95, 1.2), 0.02, 0.02, batch=1),
-            sds=SDSConfig(guidance_scale=20.0, max_timestep=(0.98, 0.7)),
+            sds=SDSConfig(guidance_scale=10.0, max_timestep=(0.98, 0.6)),
             loss=LossConfig(),
         )
     big = FieldConfig(grid=HashGridConfig(levels=16, log2_size=19, finest=4096), hidden=64)
@@ -155,7 +155,7 @@ def preset(name: PresetName, prompt: str) -> RunConfig:
     raise ValueError(f"There is no preset {name!r}. There are: {', '.join(PRESETS)}.")
 
 
-EDIT_STEPS: dict[PresetName, tuple[int, int]] = {"toybox": (800, 160), "paper": (5000, 1000), "sd": (4000, 800)}
+EDIT_STEPS: dict[PresetName, tuple[int, int]] = {"toybox": (750, 150), "paper": (5000, 1000), "sd": (4000, 800)}
 """Steps of an edit, and how many of them ascend. Thesis: 5,000 of which 1,000."""
 
 

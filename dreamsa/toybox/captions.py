@@ -19,6 +19,11 @@ HELD_OUT: frozenset[tuple[str, str]] = frozenset(
 )
 """(colour, object) pairs kept out of the training of `assets/toybox-sd`, as unusual prompts are rare in the world."""
 
+LOOK_ALIKE: frozenset[str] = frozenset(
+    {"ball", "cone", "cube", "tree", "mushroom", "donut", "hat", "lamp", "apple", "table", "cactus", "boat"}
+)
+"""Objects whose front and back (and, for most, side) differ by their shading at most: nobody can tell their views."""
+
 WORDS: tuple[str, ...] = tuple(
     dict.fromkeys(" ".join((*TOYS, *COLOURS, *COLOUR_SYNONYMS, "a an the of natural front side back overhead view ,")).split())
 )

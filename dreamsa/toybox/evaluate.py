@@ -14,7 +14,7 @@ from dreamsa.export.video import contact_sheet, write_png
 from dreamsa.guidance.prompts import VIEWS, View
 from dreamsa.guidance.stable_diffusion import ModelConfig, locate_model
 from dreamsa.randomness import seed_for
-from dreamsa.toybox.captions import HELD_OUT, caption
+from dreamsa.toybox.captions import HELD_OUT, LOOK_ALIKE, caption
 from dreamsa.toybox.renderer import to_uint8
 from dreamsa.toybox.shapes import COLOURS, TOYS
 
@@ -66,7 +66,7 @@ def evaluate_model(
 
 
 def score(judge: Judge, images: torch.Tensor, asks: list[Ask]) -> dict[str, Any]:
-    """Shares of right answers, and the objects that went wrong most."""
+    """Shares of right answers, and the objects that went wrong most. Views count for objects that have a front."""
     verdict = judge(images)
     right = {
         kind: verdict[i].argmax(1).numpy() == np.array([list(names).index(ask[i]) for ask in asks])  # pyright: ignore[reportArgumentType]
@@ -77,5 +77,7 @@ def score(judge: Judge, images: torch.Tensor, asks: list[Ask]) -> dict[str, Any]
         if not fine:
             wrong[ask[0]] = wrong.get(ask[0], 0) + 1
     worst = sorted(wrong.items(), key=lambda item: -item[1])[:5]
+    fronted = np.array([ask[0] not in LOOK_ALIKE for ask in asks])
+    right["view, of objects with a front"] = right["view"][fronted] if fronted.any() else np.zeros(1)
     shares: dict[str, Any] = {kind: round(float(values.mean()), 4) for kind, values in right.items()}
     return {**shares, "most often wrong": ", ".join(f"{name} {count}" for name, count in worst) or "none"}
