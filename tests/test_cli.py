@@ -51,7 +51,7 @@ def test_a_run_leaves_pictures_that_can_be_opened(rabbit):
 
     sheet = np.asarray(Image.open(rabbit / "contact_sheet.png"))
     assert sheet.std() > 5
-    assert Image.open(rabbit / "turntable.webp").n_frames == 60  # pyright: ignore
+    assert Image.open(rabbit / "turntable.webp").size == (128, 128)  # after four steps all its frames may look alike, and are merged
     frames = imageio.mimread(rabbit / "turntable.mp4", memtest=False)
     assert len(frames) == 60
     assert frames[0].shape == (128, 128, 3)

@@ -1,0 +1,61 @@
+import imageio
+import numpy as np
+import pytest
+from PIL import Image
+
+from dreamsa.export.video import NoFfmpeg, contact_sheet, write_mp4, write_png, write_webp
+
+RNG = np.random.default_rng(0)
+FRAMES = np.stack([np.full((32, 48, 3), (20 * i, 255 - 20 * i, 90), np.uint8) for i in range(12)])
+
+
+def test_mp4_plays_in_browsers_and_keeps_the_colours(tmp_path):
+    write_mp4(FRAMES, tmp_path / "a.mp4", fps=10)
+    reader = imageio.get_reader(tmp_path / "a.mp4")
+    facts = reader.get_meta_data()
+    assert (facts["codec"], facts["pix_fmt"].split("(")[0], facts["size"], facts["fps"]) == ("h264", "yuv420p", (48, 32), 10.0)
+    read = np.stack(imageio.mimread(tmp_path / "a.mp4", memtest=False))
+    assert read.shape == FRAMES.shape
+    assert np.abs(read.astype(int) - FRAMES).mean() < 6
+    assert [p.name for p in tmp_path.iterdir()] == ["a.mp4"]
+
+
+def test_webp_loops_through_every_frame(tmp_path):
+    write_webp(FRAMES, tmp_path / "a.webp", fps=10)
+    picture = Image.open(tmp_path / "a.webp")
+    assert picture.n_frames == 12  # pyright: ignore
+    assert picture.info["loop"] == 0
+    picture.load()
+    assert picture.info["duration"] == 100
+
+
+def test_without_ffmpeg_nothing_half_written_is_left(tmp_path, monkeypatch):
+    import imageio_ffmpeg
+
+    def missing():
+        raise RuntimeError("No ffmpeg exe could be found.")
+
+    monkeypatch.setattr(imageio_ffmpeg, "get_ffmpeg_exe", missing)
+    with pytest.raises(NoFfmpeg, match="no ffmpeg was found. Install"):
+        write_mp4(FRAMES, tmp_path / "a.mp4")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_writer_that_fails_leaves_the_old_file(tmp_path):
+    write_png(FRAMES[0], tmp_path / "a.png")
+    before = (tmp_path / "a.png").read_bytes()
+    with pytest.raises(TypeError):
+        write_png(FRAMES[0].astype(np.complex64), tmp_path / "a.png")  # pyright: ignore
+    assert (tmp_path / "a.png").read_bytes() == before
+    assert [p.name for p in tmp_path.iterdir()] == ["a.png"]
+
+
+@pytest.mark.parametrize(("count", "columns", "rows"), [(1, 4, 1), (4, 4, 1), (5, 4, 2), (12, 4, 3)])
+def test_sheets_hold_every_picture(count, columns, rows):
+    pictures = RNG.integers(0, 200, (count, 6, 8, 3), dtype=np.uint8)
+    sheet = contact_sheet(pictures, columns, gap=2)
+    assert sheet.shape == (rows * 8 + 2, columns * 10 + 2, 3)
+    last = count - 1
+    y, x = 2 + last // columns * 8, 2 + last % columns * 10
+    np.testing.assert_array_equal(sheet[y : y + 6, x : x + 8], pictures[last])
+    assert contact_sheet(pictures, columns, magnify=3).shape[0] == 3 * sheet.shape[0]
