@@ -78,7 +78,7 @@ def fit_scene(photographs: Photographs, field: HashField, occupancy: OccupancyGr
         loss.backward()
         optimizer.step()
         if (step + 1) % 100 == 0:
-            yield Fit(step + 1, time.process_time() - started, float(-10 * loss.log10()))
+            yield Fit(step + 1, time.process_time() - started, float(-10 * loss.detach().log10()))
 
 
 @torch.no_grad()
@@ -99,7 +99,7 @@ test_psnr.__test__ = False  # pyright: ignore[reportFunctionMemberAccess]
 def reconstruct(path: Path, steps: int = 4000, rays: int = 2048, seed: int = 0) -> Iterator[str]:
     """Fit one scene and tell how it goes; the last line is the result."""
     field = HashField(FIELD, generator_for(seed, 0, "field"))
-    occupancy = OccupancyGrid(RENDER.occupancy, FIELD.radius, threshold=0.01 / RENDER.step(FIELD.radius))
+    occupancy = OccupancyGrid(RENDER.occupancy, FIELD.radius, threshold=1e-3 / RENDER.step(FIELD.radius))
     seconds = 0.0
     for at in fit_scene(load_photographs(path, "train"), field, occupancy, steps, rays, seed):
         seconds = at.seconds

@@ -114,7 +114,12 @@ def _diffusion(folder: Path, pictures: Pictures, steps: int | None, seed: int, d
     scaled = (latents.float() / scale).half()
     yield from _told("diffusion", train_unet(folder / "diffusion", unet, captioner, scaled, labels, fit_config("diffusion", steps), seed))
     out = folder / "toybox-sd"
-    assemble(tokenizer, text_encoder.cpu(), autoencoder, unet.cpu()).to(dtype=torch.float16).save_pretrained(out)
+    pipeline = assemble(tokenizer, text_encoder.cpu(), autoencoder.half(), unet.cpu().half())
+    pipeline.save_pretrained(out)  # the text tower in float32: transformers keeps a file's dtype where diffusers makes it float32
+    for path in out.glob("*/config.json"):  # diffusers notes where it loaded a part from; nobody else has that folder
+        facts = json.loads(path.read_text())
+        facts.pop("_name_or_path", None)
+        path.write_text(json.dumps(facts, indent=2) + "\n")
     words = {"objects": list(TOYS), "colours": [*COLOURS, "black", "gray"], "held_out": [f"{c} {n}" for c, n in sorted(HELD_OUT)]}
     (out / VOCABULARY).write_text(json.dumps({**words, "version": __version__, "seed": seed}, indent=2) + "\n")
     yield f"diffusion: written to {out}"
