@@ -83,7 +83,7 @@ def test_ctrl_c_saves_and_prints_the_command_to_go_on(tmp_path):
     for _ in range(3):
         process.stdout.readline()
     process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=60)
+    _, err = process.communicate(timeout=60)
     assert process.returncode == 130, err
     step = int(re.search(r"Stopped at step (\d+); everything is saved. Go on with: dreamsa resume a-mug", err)[1])  # pyright: ignore
     (run,) = tmp_path.iterdir()

@@ -89,7 +89,14 @@ def quality(out: Path, seed: int = 0, objects: tuple[str, ...] = OBJECTS, edits:
 
 def table(done: dict[str, Any]) -> str:
     """All results as Markdown, with pictures."""
-    columns = ("object right, of 8", "colour right, of 8", "silhouette IoU, median", "silhouette IoU, least", "depth error, median", "minutes")
+    columns = (
+        "object right, of 8",
+        "colour right, of 8",
+        "silhouette IoU, median",
+        "silhouette IoU, least",
+        "depth error, median",
+        "minutes",
+    )
     lines = ["| | " + " | ".join(columns) + " | eight azimuths |", "|---" * (len(columns) + 2) + "|"]
     for key, facts in done.items():
         cells = " | ".join(str(facts.get(column, "")) for column in columns)
