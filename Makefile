@@ -4,7 +4,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 RUNS   ?= runs
 
-.PHONY: demo test test-slow test-gpu lint web clean
+.PHONY: demo test test-slow test-gpu lint
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -13,7 +13,7 @@ $(VENV)/installed: pyproject.toml constraints.txt
 	touch $@
 
 demo: $(VENV)/installed
-	$(BIN)/python -m dreamsa.demo --runs $(RUNS)
+	OMP_WAIT_POLICY=passive $(BIN)/python -m dreamsa.demo --runs $(RUNS)
 
 test: $(VENV)/installed lint
 	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest
