@@ -4,7 +4,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 RUNS   ?= runs
 
-.PHONY: demo test test-slow test-gpu lint
+.PHONY: demo test test-gpu lint
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -17,9 +17,6 @@ demo: $(VENV)/installed
 
 test: $(VENV)/installed lint
 	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest
-
-test-slow: $(VENV)/installed
-	$(BIN)/python -m pytest -m slow
 
 test-gpu: $(VENV)/installed
 	$(BIN)/python -m pytest -m gpu
