@@ -1,0 +1,1 @@
+"""An image-classification trainer on the annealing core of dreamsa; not written yet."""
