@@ -29,7 +29,7 @@ def rules_for(config: RunConfig) -> list[Rule]:
         return [Rule(start, on_open=(Displace(rms, config.seed), *reset), phase="descend")]
     if edit.escape in ("interpolate", "fresh"):
         eta = 1.0 if edit.escape == "fresh" else edit.eta
-        return [Rule(start, on_open=(Interpolate(eta, lambda: _fresh_parameters(config)), *reset), phase="descend")]
+        return [Rule(start, on_open=(Interpolate(eta, lambda _: _fresh_parameters(config)), *reset), phase="descend")]
     return [Rule(start, on_open=reset, phase="descend")] if edit.moments == "reset" else []
 
 

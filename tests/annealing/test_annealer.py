@@ -195,7 +195,7 @@ def test_displacement_has_the_size_asked_for_and_is_the_same_each_time():
 def test_interpolation_goes_a_share_of_the_way(eta):
     x = torch.nn.Parameter(torch.full((3,), 2.0))
     optimizer = torch.optim.SGD([x], lr=0.1)
-    Annealer(optimizer, [Rule(Window(0, 1), on_open=(Interpolate(eta, lambda: [torch.full((3,), 10.0)]),))])
+    Annealer(optimizer, [Rule(Window(0, 1), on_open=(Interpolate(eta, lambda _: [torch.full((3,), 10.0)]),))])
     x.grad = torch.zeros_like(x)
     optimizer.step()
     torch.testing.assert_close(x.detach(), torch.full((3,), 2 + 8 * eta))

@@ -1,0 +1,620 @@
+"""The methods of the family as rules: references, closed forms, and the traps that each was built around."""
+
+import json
+from math import atan, cos, log, pi, sin
+
+import pytest
+import torch
+from torch import nn
+
+from dreamsa.annealing import (
+    Annealer,
+    DistanceHills,
+    Freeze,
+    GradientAscent,
+    GradientNoise,
+    LandscapeModification,
+    Masked,
+    Masks,
+    Prune,
+    RandomAscent,
+    RandomDirection,
+    Reinitialize,
+    ResetMoments,
+    Rewind,
+    Rule,
+    ShrinkAndPerturb,
+    Snapshot,
+    Snapshots,
+    StepTransform,
+    Window,
+    generation_cosine,
+    geometric_cooling,
+    kernel_split,
+    logarithmic_cooling,
+    split_params,
+    weight_split,
+)
+
+ALWAYS = Window(0, 10**9)
+
+
+class Net(nn.Module):
+    def __init__(self, seed=0):
+        super().__init__()
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            self.conv1 = nn.Conv2d(1, 4, 3, padding=1)
+            self.layer1 = nn.Conv2d(4, 4, 3, padding=1)
+            self.layer2 = nn.Linear(4, 8)
+            self.fc = nn.Linear(8, 3)
+
+    def forward(self, x):
+        x = self.layer1(self.conv1(x).relu()).relu().mean((2, 3))
+        return self.fc(self.layer2(x).relu())
+
+
+def batch(step, size=16):
+    rng = torch.Generator().manual_seed(step)
+    return torch.randn(size, 1, 6, 6, generator=rng), torch.randint(3, (size,), generator=rng)
+
+
+def loss_of(net, step):
+    x, y = batch(step)
+    return nn.functional.cross_entropy(net(x), y, label_smoothing=0.1)
+
+
+def train(net, optimizer, first, last, scheduler=None, annealer=None):
+    for step in range(first, last):
+        if annealer is not None:
+            annealer.begin()
+        loss = loss_of(net, step)
+        optimizer.zero_grad()
+        loss.backward()
+        if annealer is not None:
+            annealer.observe(loss)
+        optimizer.step()
+        if scheduler is not None:
+            scheduler.step()
+
+
+def flat(net):
+    return torch.cat([p.detach().flatten() for p in net.parameters()])
+
+
+def seal_rule(scale, length, period, **kwargs):
+    reset = (ResetMoments(),)
+    return Rule(Window(period, length, period), GradientAscent(scale, **kwargs), reset, reset, groups=("early",), phase="ascend")
+
+
+def everything_resets(length, period):
+    """SEAL's code makes a new optimizer, for all parameters, at both edges."""
+    return Rule(Window(period, length, period), None, (ResetMoments(),), (ResetMoments(),))
+
+
+def reference_seal(net, generations, period, length, lr, scale, momentum, decay):
+    """Written out by hand: SGD with momentum, early layers climb in the first `length` steps of generations 2, 3, ..."""
+    early = {id(p) for name, p in net.named_parameters() if name.startswith(("conv1", "layer1"))}
+    parameters = list(net.parameters())
+    buffers = {}
+    for step in range(generations * period):
+        generation, at = divmod(step, period)
+        climbing = generation > 0 and at < length
+        if generation > 0 and at in (0, length):
+            buffers = {}
+        rate = lr * 0.5 * (1 + cos(pi * at / period))
+        grads = torch.autograd.grad(loss_of(net, step), parameters)
+        with torch.no_grad():
+            for p, g in zip(parameters, grads, strict=True):
+                up = climbing and id(p) in early
+                g = (-g if up else g).add(p, alpha=decay)
+                v = buffers[id(p)] = g.clone() if id(p) not in buffers else buffers[id(p)].mul(momentum).add(g)
+                p.add_(v, alpha=-(rate * scale if up else rate))
+
+
+@pytest.mark.parametrize("foreach", [False, True])
+def test_seal_equals_an_independent_loop_bit_for_bit_over_three_generations(foreach):
+    slow, fast = Net(), Net()
+    reference_seal(slow, 3, period=12, length=3, lr=0.1, scale=0.01, momentum=0.9, decay=5e-4)
+    optimizer = torch.optim.SGD(split_params(fast, "layer2"), lr=0.1, momentum=0.9, weight_decay=5e-4, foreach=foreach)
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, generation_cosine(12))
+    annealer = Annealer(optimizer, [everything_resets(3, 12), seal_rule(0.01, 3, 12)])
+    train(fast, optimizer, 0, 36, scheduler, annealer)
+    assert torch.equal(flat(slow), flat(fast))
+
+
+@pytest.mark.parametrize("stop", [1, 11, 12, 13, 14, 15, 20, 25])
+def test_exact_resume_with_every_kind_of_state(stop):
+    """Running minimum, earlier loss, snapshots, scheduler and moments go through files; n = k + (n - k), bit for bit."""
+
+    def make(net):
+        optimizer = torch.optim.SGD(split_params(net, "layer2"), lr=0.1, momentum=0.9)
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, generation_cosine(12))
+        snapshots = Snapshots()
+        rules = [
+            seal_rule(0.01, 3, 12),
+            Rule(ALWAYS, LandscapeModification()),
+            Rule(ALWAYS, RandomAscent(seed=3)),
+            Rule(ALWAYS, GradientNoise(geometric_cooling(1e-4, 0.99))),
+            Rule(Window(5, 1, 5), on_open=(Snapshot(snapshots),)),
+            Rule(Window(6, 10**9), DistanceHills(snapshots, 0.1, 0.5)),
+        ]
+        return optimizer, scheduler, snapshots, Annealer(optimizer, rules)
+
+    whole = Net()
+    optimizer, scheduler, _, annealer = make(whole)
+    train(whole, optimizer, 0, 30, scheduler, annealer)
+
+    first = Net()
+    optimizer, scheduler, snapshots, annealer = make(first)
+    train(first, optimizer, 0, stop, scheduler, annealer)
+    state = json.loads(json.dumps(annealer.state_dict()))
+    second = Net(seed=5)
+    second.load_state_dict(first.state_dict())
+    other, other_scheduler, other_snapshots, other_annealer = make(second)
+    other.load_state_dict(optimizer.state_dict())
+    other_scheduler.load_state_dict(scheduler.state_dict())
+    other_annealer.load_state_dict(state)
+    other_snapshots.restore([p for g in other.param_groups for p in g["params"]], snapshots.tensors())
+    train(second, other, stop, 30, other_scheduler, other_annealer)
+    assert torch.equal(flat(whole), flat(second))
+
+
+OPTIMIZERS = [
+    *("SGD", "Adam", "AdamW", "NAdam", "RAdam", "Adagrad", "Adadelta", "Adamax", "ASGD", "RMSprop", "Rprop"),
+]
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_every_torch_optimizer_climbs_and_comes_back(name):
+    x = nn.Parameter(torch.tensor([1.0, -1.0]))
+    optimizer = getattr(torch.optim, name)([x], lr=0.01)
+    Annealer(optimizer, [Rule(Window(2, 3), GradientAscent(1.0), (ResetMoments(),), (ResetMoments(),))])
+    values = []
+    for _ in range(8):
+        optimizer.zero_grad()
+        loss = x.square().sum()
+        loss.backward()
+        values.append(loss.item())
+        optimizer.step()
+    assert values[1] < values[0] and values[5] > values[2] and values[7] < values[5]
+
+
+def test_lbfgs_climbs_through_its_closure():
+    x = nn.Parameter(torch.tensor([1.0, -1.0]))
+    optimizer = torch.optim.LBFGS([x], lr=0.05, max_iter=3)
+    annealer = Annealer(optimizer, [Rule(Window(0, 1), GradientAscent(1.0))])
+
+    def closure():
+        optimizer.zero_grad()
+        loss = x.square().sum()
+        loss.backward()
+        return loss
+
+    optimizer.step(closure)
+    assert x.square().sum() > 2 and annealer.lowest is not None
+    before = x.square().sum().item()
+    optimizer.step(closure)
+    assert x.square().sum() < before
+
+
+def test_a_closure_gives_the_same_step_as_none():
+    ends = []
+    for closed in (False, True):
+        net = Net()
+        optimizer = torch.optim.SGD(split_params(net, "layer2"), lr=0.1, momentum=0.9)
+        Annealer(optimizer, [Rule(ALWAYS, LandscapeModification()), seal_rule(0.5, 2, 3)])
+        annealer = Annealer(optimizer, [])
+        annealer.remove()
+        for step in range(6):
+
+            def closure(net=net, optimizer=optimizer, step=step):
+                optimizer.zero_grad()
+                loss = loss_of(net, step)
+                loss.backward()
+                return loss
+
+            if closed:
+                optimizer.step(closure)
+            else:
+                (mounted,) = [hook.__self__ for hook in optimizer._optimizer_step_pre_hooks.values()]
+                mounted.observe(closure())
+                optimizer.step()
+        ends.append(flat(net))
+    assert torch.equal(*ends)
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_grad_scaler_changes_nothing_and_a_skipped_step_is_not_counted(fused):
+    """Added terms (noise) meet scaled gradients in a fused optimizer."""
+    ends, counted = [], []
+    for scaled in (False, True):
+        net = Net()
+        optimizer = torch.optim.Adam(split_params(net, "layer2"), lr=1e-3, fused=fused)
+        rules = [Rule(Window(2, 3), GradientAscent(0.5)), Rule(ALWAYS, GradientNoise(lambda step: 1e-6))]
+        annealer = Annealer(optimizer, rules)
+        scaler = torch.amp.GradScaler("cpu", init_scale=256.0, enabled=scaled)
+        for step in range(8):
+            optimizer.zero_grad()
+            scaler.scale(loss_of(net, step)).backward()
+            if step == 4 and scaled:
+                next(net.parameters()).grad.fill_(float("inf"))
+            if step == 4 and not scaled:
+                continue
+            scaler.step(optimizer)
+            scaler.update()
+        ends.append(flat(net))
+        counted.append(annealer.step)
+    assert counted == [7, 7]
+    torch.testing.assert_close(*ends, rtol=1e-4, atol=1e-6)
+
+
+def test_accelerate_prepares_an_annealed_optimizer():
+    from accelerate import Accelerator
+
+    ends = []
+    for prepared in (False, True):
+        net = Net()
+        optimizer = torch.optim.AdamW(split_params(net, "layer2"), lr=1e-2)
+        Annealer(optimizer, [seal_rule(0.1, 2, 3)])
+        accelerator = Accelerator(cpu=True)
+        run, backward = (net, torch.Tensor.backward)
+        if prepared:
+            run, optimizer = accelerator.prepare(net, optimizer)
+            backward = accelerator.backward
+        for step in range(9):
+            optimizer.zero_grad()
+            backward(loss_of(run, step))
+            optimizer.step()
+        ends.append(flat(net))
+    assert torch.equal(*ends)
+
+
+def test_accumulated_losses_are_averaged():
+    x = nn.Parameter(torch.ones(1))
+    annealer = Annealer(torch.optim.SGD([x], lr=0.1), [])
+    x.grad = torch.zeros(1)
+    annealer.observe(torch.tensor(1.0))
+    annealer.observe(torch.tensor(4.0))
+    annealer.optimizer.step()
+    assert annealer.lowest.item() == 2.5
+
+
+# Landscape modification
+
+
+def energy(x):
+    return torch.sin(x) + torch.sin(10 * x / 3)
+
+
+CLOSED_FORMS = {
+    "f(x) = x": (lambda u: u, lambda u, c, e: log((u - c) + e)),
+    "f(x) = x^2": (lambda u: u**2, lambda u, c, e: atan((u - c) / e**0.5) / e**0.5),
+}
+
+
+@pytest.mark.parametrize("name", CLOSED_FORMS)
+@pytest.mark.parametrize("at", [0.3, 1.9, 3.2, 5.145735, 6.5])
+def test_landscape_modification_is_the_gradient_of_its_closed_form(name, at):
+    """dH/dx by central differences of H, where U > c; and grad U / eps where U <= c."""
+    f, closed_form = CLOSED_FORMS[name]
+    c, eps, h = -0.8, 0.5, 1e-6
+    x = nn.Parameter(torch.tensor([at], dtype=torch.float64))
+    annealer = Annealer(torch.optim.SGD([x], lr=1.0), [Rule(ALWAYS, LandscapeModification(f, eps))])
+    annealer.lowest = torch.tensor(c)
+    loss = energy(x).sum()
+    loss.backward()
+    plain = x.grad.clone()
+    annealer.observe(loss)
+    annealer.optimizer.step()
+    modified = at - x.item()
+
+    def u(v):
+        return sin(v) + sin(10 * v / 3)
+
+    if u(at) > c:
+        expected = (closed_form(u(at + h), c, eps) - closed_form(u(at - h), c, eps)) / (2 * h)
+    else:
+        expected = plain.item() / eps
+    assert modified == pytest.approx(expected, rel=2e-4)
+
+
+def test_landscape_modification_needs_the_loss():
+    x = nn.Parameter(torch.ones(1))
+    optimizer = torch.optim.SGD([x], lr=0.1)
+    Annealer(optimizer, [Rule(ALWAYS, LandscapeModification())])
+    x.grad = torch.ones(1)
+    with pytest.raises(RuntimeError, match="observe"):
+        optimizer.step()
+
+
+# Noise
+
+
+def test_langevin_noise_has_the_variance_of_its_equation():
+    x = nn.Parameter(torch.zeros(20_000))
+    optimizer = torch.optim.SGD([x], lr=0.01)
+    Annealer(optimizer, [Rule(ALWAYS, GradientNoise(lambda step: 0.5))])
+    x.grad = torch.zeros_like(x)
+    optimizer.step()
+    assert x.var().item() == pytest.approx(2 * 0.5 * 0.01, rel=0.03)
+
+
+@pytest.mark.parametrize("kinetic", [False, True])
+def test_noise_settles_at_its_temperature(kinetic):
+    """On U = x^2 / 2 the variance at rest is the temperature."""
+    x = nn.Parameter(torch.zeros(4000))
+    optimizer = torch.optim.SGD([x], lr=0.01, momentum=0.5)
+    Annealer(optimizer, [Rule(ALWAYS, GradientNoise(lambda step: 0.3, kinetic=kinetic))])
+    if not kinetic:
+        optimizer.param_groups[0]["momentum"] = 0.0
+    for _ in range(900):
+        optimizer.zero_grad()
+        (x.square().sum() / 2).backward()
+        optimizer.step()
+    assert x.var().item() == pytest.approx(0.3, rel=0.12)
+    assert optimizer.param_groups[0]["momentum"] == (0.5 if kinetic else 0.0)
+
+
+def test_cooling_schedules():
+    assert logarithmic_cooling(2.0)(0) == pytest.approx(2 / log(2))
+    assert logarithmic_cooling(2.0)(98) == pytest.approx(2 / log(100))
+    assert geometric_cooling(2.0, 0.5)(3) == 0.25
+
+
+# Random ascent
+
+
+def test_random_ascent_is_likelier_after_a_big_change_and_never_above_its_cap():
+    def share(previous, loss, **kwargs):
+        transform, climbs = RandomAscent(**kwargs), 0
+        for step in range(2000):
+            at = _moment(step, torch.tensor(loss), torch.tensor(previous), lr=0.1)
+            climbs += transform.climbs(at)
+        return climbs / 2000
+
+    still, moved, wild = share(1.0, 1.0), share(1.0, 1.5), share(1.0, 9.0)
+    assert still == 0 < moved < wild == pytest.approx(0.33, abs=0.03)
+
+
+def _moment(step, loss, previous, lr):
+    from dreamsa.annealing import Moment
+
+    return Moment([{"lr": lr, "params": []}], step, lr, loss, previous, torch.minimum(loss, previous))
+
+
+# Distancing
+
+
+def red(x):
+    """A function with a local minimum at 2/3 and a deeper one beyond: U'(x) = (x - 2/3)(x - 1.2)(x - 2)."""
+    return x**4 / 4 - 58 / 45 * x**3 + 68 / 30 * x**2 - 1.6 * x
+
+
+def test_a_hill_removes_the_minimum_at_two_thirds():
+    ends = []
+    for strength in (0.0, 0.5):
+        x = nn.Parameter(torch.tensor([2 / 3]))
+        snapshots = Snapshots()
+        snapshots.take([x])
+        optimizer = torch.optim.SGD([x], lr=0.05)
+        Annealer(optimizer, [Rule(ALWAYS, DistanceHills(snapshots, strength, 0.4, absolute=True))])
+        with torch.no_grad():
+            x += 1e-3
+        for _ in range(2000):
+            optimizer.zero_grad()
+            red(x).sum().backward()
+            optimizer.step()
+        ends.append(x.item())
+    assert ends[0] == pytest.approx(2 / 3, abs=1e-3)
+    assert ends[1] > 1.8
+
+
+def test_a_hills_slope_is_the_derivative_of_its_height():
+    net, snapshots = Net(), Snapshots()
+    snapshots.take(net.parameters())
+    snapshots.take([p + 0.02 for p in net.parameters()])
+    snapshots.values[1] = dict(zip(net.parameters(), snapshots.values[1].values(), strict=True))
+    with torch.no_grad():
+        for p in net.parameters():
+            p += 0.01 * torch.randn(p.shape, generator=torch.Generator().manual_seed(1))
+    height = torch.zeros(())
+    for one in snapshots.values:
+        sigma2 = 0.3**2 * sum(v.square().sum() for v in one.values())
+        height = height + 2.0 / 2 * torch.exp(-sum((p - one[p]).square().sum() for p in net.parameters()) / (2 * sigma2))
+    expected = torch.autograd.grad(height, list(net.parameters()))
+    optimizer = torch.optim.SGD(net.parameters(), lr=1.0)
+    Annealer(optimizer, [Rule(ALWAYS, DistanceHills(snapshots, 2.0, 0.3))])
+    before = flat(net)
+    for p in net.parameters():
+        p.grad = torch.zeros_like(p)
+    optimizer.step()
+    torch.testing.assert_close(before - flat(net), torch.cat([g.flatten() for g in expected]), rtol=1e-3, atol=1e-6)
+
+
+# Controls
+
+
+def test_a_random_direction_is_as_long_as_the_gradient():
+    moved = []
+    for transform in (GradientAscent(0.1), RandomDirection(0.1)):
+        net = Net()
+        optimizer = torch.optim.SGD(net.parameters(), lr=1.0)
+        Annealer(optimizer, [Rule(ALWAYS, transform)])
+        before = flat(net)
+        train(net, optimizer, 0, 1)
+        moved.append(flat(net) - before)
+    assert moved[0].norm().item() == pytest.approx(moved[1].norm().item(), rel=1e-5)
+    assert abs(torch.cosine_similarity(*moved, dim=0).item()) < 0.3
+
+
+def test_freezing_equals_climbing_at_scale_zero():
+    ends = []
+    for transform in (GradientAscent(0.0), Freeze()):
+        net = Net()
+        optimizer = torch.optim.SGD(split_params(net, "layer2"), lr=0.1, momentum=0.9, weight_decay=1e-3)
+        reset = (ResetMoments(),)
+        annealer = Annealer(optimizer, [Rule(Window(4, 3, 8), transform, reset, reset, groups=("early",))])
+        train(net, optimizer, 0, 20, annealer=annealer)
+        ends.append(flat(net))
+    assert torch.equal(*ends)
+
+
+# Forgetting
+
+
+def fresh_from(build, groups):
+    def fresh(step):
+        return [p.detach() for group in groups(build(step)) for p in group["params"]]
+
+    return fresh
+
+
+def groups_of(net):
+    return split_params(net, "layer2", head="fc")
+
+
+def test_later_layer_forgetting_touches_no_early_tensor():
+    net = Net()
+    optimizer = torch.optim.SGD(groups_of(net), lr=0.0)
+    fresh = fresh_from(lambda step: Net(seed=100 + step), groups_of)
+    Annealer(optimizer, [Rule(Window(3, 1, 3), on_open=(Reinitialize(fresh),), groups=("late", "head"))])
+    train(net, optimizer, 0, 4)
+    old, new = Net(), Net(seed=103)
+    for name, p in net.named_parameters():
+        expected = old if name.startswith(("conv1", "layer1")) else new
+        assert torch.equal(p, dict(expected.named_parameters())[name]), name
+
+
+def test_shrink_and_perturb_is_its_formula():
+    net, fresh = Net(), fresh_from(lambda step: Net(seed=9), groups_of)
+    optimizer = torch.optim.SGD(groups_of(net), lr=0.0)
+    Annealer(optimizer, [Rule(Window(0, 1), on_open=(ShrinkAndPerturb(0.4, 0.1, fresh),))])
+    train(net, optimizer, 0, 1)
+    torch.testing.assert_close(flat(net), 0.4 * flat(Net()) + 0.1 * flat(Net(seed=9)))
+
+
+@pytest.mark.parametrize("kind", ["kernels", "weights"])
+def test_knowledge_evolution_keeps_the_same_fit_hypothesis_over_generations(kind):
+    net = Net()
+    fit = kernel_split(net, 0.5) if kind == "kernels" else weight_split(net, 0.5, seed=4)
+    drawn = {p: m.clone() for p, m in fit.keep.items()}
+    optimizer = torch.optim.SGD(groups_of(net), lr=0.1)
+    annealer = Annealer(optimizer, [Rule(Window(5, 1, 5), on_open=(Reinitialize(fresh_from(lambda s: Net(seed=s), groups_of), fit),))])
+    for generation in range(1, 4):
+        train(net, optimizer, (generation - 1) * 5, generation * 5, annealer=annealer)
+        before = {p: p.detach().clone() for p in net.parameters()}
+        annealer.begin()
+        new = dict(zip(net.parameters(), Net(seed=generation * 5).parameters(), strict=True))
+        for p in net.parameters():
+            keep = drawn.get(p, torch.zeros_like(p, dtype=torch.bool))
+            assert torch.equal(p.detach(), torch.where(keep, before[p], new[p].detach()))
+    assert all(torch.equal(fit.keep[p], m) for p, m in drawn.items())
+    if kind == "weights":
+        assert torch.equal(weight_split(net, 0.5, seed=4).keep[net.fc.weight], drawn[net.fc.weight])
+
+
+def test_kernel_split_by_position():
+    net = Net()
+    keep = kernel_split(net, 0.6).keep
+    assert keep[net.conv1.weight][:3].all() and not keep[net.conv1.weight][3:].any()
+    assert keep[net.layer1.weight][:3, :3].all() and keep[net.layer1.weight].sum() == 9 * 9
+    assert keep[net.fc.weight][:, :5].all() and keep[net.fc.weight].sum() == 15, "all classes keep an output"
+    assert keep[net.layer1.bias].tolist() == [True, True, True, False]
+
+
+def test_iterative_magnitude_pruning_keeps_its_sparsity_and_rewinds():
+    net = Net()
+    masks, start = Masks.full(net.parameters()), Snapshots()
+    start.take(net.parameters())
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9, weight_decay=1e-3)
+    events = (Prune(masks, 0.2), Rewind(start, masks=masks), ResetMoments())
+    annealer = Annealer(optimizer, [Rule(Window(6, 1, 6), on_open=events), Rule(ALWAYS, Masked(masks))])
+    for generation in range(1, 4):
+        train(net, optimizer, (generation - 1) * 6, generation * 6, annealer=annealer)
+        trained = {p: p.detach().clone() for p in masks.keep}
+        annealer.begin()
+        assert masks.sparsity == pytest.approx(1 - 0.8**generation, abs=0.01)
+        gone = torch.cat([trained[p][~m].abs() for p, m in masks.keep.items()])
+        stays = torch.cat([trained[p][m].abs() for p, m in masks.keep.items()])
+        assert gone.max() <= stays.min(), "the smallest go, over all layers together"
+        for p, mask in masks.keep.items():
+            assert torch.equal(p.detach(), start.values[0][p] * mask)
+    train(net, optimizer, 18, 23, annealer=annealer)
+    assert all(not p[~mask].any() and p[mask].any() for p, mask in masks.keep.items())
+    other = Masks.full(net.parameters())
+    other.restore(masks.tensors())
+    assert all(torch.equal(other.keep[p], m) for p, m in masks.keep.items())
+
+
+def test_pruning_by_increase_keeps_what_has_grown():
+    w = nn.Parameter(torch.tensor([[1.0, 2.0, 3.0, 4.0]]))
+    start = Snapshots()
+    start.take([w])
+    with torch.no_grad():
+        w += torch.tensor([[3.0, -1.0, 1.0, -2.0]])
+    masks = Masks.full([w])
+    Prune(masks, 0.5, "increase", start)(None, [{"params": [w]}], 0)
+    assert masks.keep[w].tolist() == [[True, False, True, False]]
+    with pytest.raises(ValueError, match="give snapshots"):
+        Prune(masks, 0.5, "increase")
+
+
+# Guard, split, schedule
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), 50.0])
+def test_the_guard_ends_a_window_that_runs_away(bad, caplog):
+    x = nn.Parameter(torch.tensor([1.0]))
+    optimizer = torch.optim.SGD([x], lr=0.1, momentum=0.9)
+    annealer = Annealer(optimizer, [Rule(Window(0, 5, 8), GradientAscent(1.0), on_close=(ResetMoments(),), phase="ascend", bound=10.0)])
+    phases = []
+    for step in range(10):
+        phases.append(annealer.phase)
+        optimizer.zero_grad()
+        loss = x.square().sum()
+        loss.backward()
+        if step == 2 and bad != 50.0:
+            x.grad.fill_(bad)
+        annealer.observe(torch.tensor(bad) if step == 2 else loss)
+        optimizer.step()
+        if step == 2:
+            assert json.loads(json.dumps(annealer.state_dict()))["ended"] == [0]
+    assert phases == ["ascend"] * 3 + ["descend"] * 5 + ["ascend"] * 2, "the next window opens again"
+    assert x.isfinite().all() and "ends early" in caplog.text
+
+
+def test_parameters_are_split_at_a_module_a_number_or_a_pattern():
+    net = Net()
+    for before in ("layer2", 3, r"^layer2\."):
+        early, late = split_params(net, before)
+        assert len(early["params"]) == 4 and late["params"][0] is net.layer2.weight
+    assert [g["name"] for g in groups_of(net)] == ["early", "late", "head"]
+    for wrong in ("layer9", 9, "conv1"):
+        with pytest.raises(ValueError):
+            split_params(net, wrong)
+
+
+def test_the_cosine_restarts_every_generation():
+    factor = generation_cosine(10, warmup=2)
+    assert [factor(s) for s in (0, 1, 2)] == [0.5, 1.0, 1.0]
+    assert factor(6) == pytest.approx(0.5)
+    assert [factor(s) for s in range(10)] == [factor(s) for s in range(10, 20)]
+    with pytest.raises(ValueError):
+        generation_cosine(5, 5)
+
+
+class Halve(StepTransform):
+    """What a user writes: a new method in a few lines."""
+
+    def apply_(self, at):
+        torch._foreach_mul_(at.gradients, 0.5)
+
+
+def test_a_users_own_rule():
+    x = nn.Parameter(torch.ones(1))
+    optimizer = torch.optim.SGD([x], lr=1.0)
+    Annealer(optimizer, [Rule(Window(0, 1), Halve())])
+    x.grad = torch.ones(1)
+    optimizer.step()
+    assert x.item() == 0.5
