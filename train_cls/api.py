@@ -1,0 +1,182 @@
+"""What the command line calls, and a script may: train, look at finished runs, compare, sweep."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dreamsa import checkpoint
+from dreamsa.randomness import generator_for
+from train_cls import run as runs
+from train_cls.compare import generations, last_scores
+from train_cls.config import TrainConfig, read, to_dict
+from train_cls.data import DataConfig, Dataset, Splits, augment, channel_stats, load_splits
+from train_cls.evaluate.ensemble import ensemble_scores
+from train_cls.evaluate.few_shot import FewShotConfig, few_shot_affine, few_shot_linear
+from train_cls.evaluate.hessian import HessianConfig, hessian_spectrum
+from train_cls.evaluate.linear_probe import ProbeConfig, linear_probe
+from train_cls.evaluate.metrics import predict, scores
+from train_cls.evaluate.prediction_depth import DepthConfig, prediction_depth
+from train_cls.models import Classifier, build_model
+from train_cls.train import EpochResult, device_of
+
+
+def train(config: TrainConfig, folder: Path, tensorboard: bool = False) -> Iterator[EpochResult]:
+    """Begin a run in a new folder and train it; everything is checked before the folder is made."""
+    splits = load_splits(config.data, config.splits)
+    runs.check(config, splits)
+    runs.new_run(folder, config)
+    return runs.continue_run(folder, splits, tensorboard=tensorboard)
+
+
+def load_run(folder: Path, generation: int | None = None) -> tuple[TrainConfig, Classifier, Splits]:
+    """A run's settings, its network after one generation (the last one by default) and its data.
+
+    Raises:
+        ValueError: Not a run, or no generation of it has finished.
+    """
+    config = read(folder / "config.json")
+    splits = load_splits(config.data, config.splits)
+    finished = generations(folder)
+    if not finished:
+        raise ValueError(f"{folder} has no finished generation yet. Go on with: train-cls resume {folder}")
+    if generation is not None and not 1 <= generation <= len(finished):
+        raise ValueError(f"{folder} has generations 1 to {len(finished)}, not {generation}.")
+    channels = splits.train.images.shape[1]
+    model = build_model(config.model, len(splits.train.classes), channels, *channel_stats(splits.train.images), seed=config.seed)
+    model.load_state_dict(finished[(generation or len(finished)) - 1])
+    return config, model.to(device_of(config.device)).eval(), splits
+
+
+def evaluate(folder: Path, generation: int | None = None) -> dict[str, Any]:
+    """Accuracy, likelihood and calibration of one generation, and of the ensemble of all of them."""
+    config, model, splits = load_run(folder, generation)
+    found: dict[str, Any] = {"run": str(folder), "method": config.method}
+    for name, data in (("validation", splits.validation), ("test", splits.test)):
+        if len(data):
+            found[name] = scores(_predict(model, data), data.labels)
+    members = generations(folder)
+    if len(members) > 1:
+        logits = []
+        for weights in members:
+            model.load_state_dict(weights)
+            logits.append(_predict(model, splits.test))
+        together = ensemble_scores(logits, splits.test.labels)
+        found["ensemble of generations"] = {**together.ensemble, "mean disagreement": together.mean_disagreement}
+    return found
+
+
+def probe(folder: Path, data: str, splits: DataConfig = DataConfig(), generation: int | None = None, **settings: Any) -> dict[str, Any]:
+    """Linear probe on other data: frozen features, a new last layer, the learning rate chosen on a validation split."""
+    _, model, _ = load_run(folder, generation)
+    other = fitting(load_splits(data, splits if splits.validation else replace(splits, validation=_tenth(data, splits))), model)
+    result = linear_probe(model, *(_pair(d, model) for d in other), config=ProbeConfig(**settings))
+    return {
+        "test accuracy": result.chosen.test,
+        "lr": result.chosen.lr,
+        "best on test": result.best_on_test,
+        "all": [asdict(s) for s in result.scores],
+    }
+
+
+def few_shot(folder: Path, data: str, splits: DataConfig = DataConfig(), affine: bool = False, **settings: Any) -> dict[str, float]:
+    """Episodes of a few images per class from the test split of other data: mean accuracy and half its 95 % interval."""
+    _, model, _ = load_run(folder)
+    other = fitting(load_splits(data, splits), model)
+    images, labels = _pair(other.test, model)
+    result = (few_shot_affine if affine else few_shot_linear)(model, images, labels, FewShotConfig(**settings))
+    return {"accuracy": result.mean, "interval": result.interval, "episodes": len(result.accuracies)}
+
+
+def depth(folder: Path, generation: int | None = None, most: int = 2000, **settings: Any) -> dict[str, Any]:
+    """kNN prediction depth on the run's own data: the accuracy of every layer's probe, and the mean depth."""
+    _, model, splits = load_run(folder, generation)
+    bank, queries = (_pair(_some(d, most), model) for d in (splits.train, splits.test))
+    result = prediction_depth(model, bank, queries, config=DepthConfig(**settings))
+    return {"mean depth": result.mean_depth, "layers": dict(zip(result.layers, result.accuracies, strict=True))}
+
+
+def hessian(folder: Path, generation: int | None = None, batches: int = 4, **settings: Any) -> dict[str, float]:
+    """The largest eigenvalue and the share of negative ones among the top five, per augmented mini-batch with weight decay."""
+    config, model, splits = load_run(folder, generation)
+
+    def augmented(images: torch.Tensor, rng: torch.Generator) -> torch.Tensor:
+        return augment(images, rng, config.flip, config.pad)
+
+    chosen = HessianConfig(weight_decay=config.weight_decay, batches=batches, **settings)
+    spectrum = hessian_spectrum(model, *_pair(splits.train, model), augmented, chosen)
+    return {"maximum": spectrum.maximum, "mean maximum": spectrum.mean_maximum, "negative share": spectrum.negative_share}
+
+
+def sweep(config: TrainConfig, folder: Path, name: str, values: Sequence[Any], seeds: Sequence[int]) -> Iterator[dict[str, Any]]:
+    """One run per value of a setting ("epochs", "anneal.scale") and seed; yields each one's last scores. Resumable."""
+    from train_cls.config import with_overrides
+
+    for value in values:
+        for seed in seeds:
+            own = with_overrides(config, {name: value})
+            own = replace(own, seed=seed, splits=replace(own.splits, seed=seed))
+            run = folder / f"{name}={value}" / f"seed-{seed}"
+            if not (run / "config.json").exists():
+                runs.new_run(run, own)
+            failed = ""
+            try:
+                for _ in runs.continue_run(run):
+                    pass
+            except FloatingPointError as error:  # a setting at which training diverges is a result
+                failed = str(error)
+            yield {name: value, "seed": seed, **({"diverged": failed} if failed else last_scores(run))}
+
+
+def fitting(splits: Splits, model: Classifier) -> Splits:
+    """Images with as many channels as a network takes: grey from colours by their mean, colours from grey by repeating it.
+
+    Raises:
+        ValueError: Images too small for the network.
+    """
+    channels = len(model.pixels.mean)
+
+    def fit(data: Dataset) -> Dataset:
+        images = data.images
+        if images.shape[1] == 3 and channels == 1:
+            images = images.float().mean(1, keepdim=True).round().to(torch.uint8)
+        elif images.shape[1] == 1 and channels == 3:
+            images = images.expand(-1, 3, -1, -1).contiguous()
+        return Dataset(images, data.labels, data.classes)
+
+    return Splits(*(fit(part) for part in splits))
+
+
+def settings_of(folder: Path) -> dict[str, Any]:
+    """A run's configuration as a dictionary."""
+    return to_dict(read(folder / "config.json"))
+
+
+def resume(folder: Path, tensorboard: bool = False) -> Iterator[EpochResult]:
+    """Go on with a run exactly where its newest whole checkpoint stands."""
+    read(folder / "config.json")
+    if checkpoint.latest(folder / "checkpoints") is None and (folder / "metrics.jsonl").exists():
+        raise ValueError(f"{folder} has no whole checkpoint. Begin again in another folder.")
+    return runs.continue_run(folder, tensorboard=tensorboard)
+
+
+def _predict(model: Classifier, data: Dataset) -> torch.Tensor:
+    return predict(model, data.images.to(next(model.parameters()).device)).cpu()
+
+
+def _pair(data: Dataset, model: Classifier) -> tuple[torch.Tensor, torch.Tensor]:
+    device = next(model.parameters()).device
+    return data.images.to(device), data.labels.to(device)
+
+
+def _some(data: Dataset, most: int) -> Dataset:
+    """At most `most` images, drawn once."""
+    if len(data) <= most:
+        return data
+    return data.select(torch.randperm(len(data), generator=generator_for(0, 0, "subset"))[:most])
+
+
+def _tenth(data: str, splits: DataConfig) -> int:
+    return max(len(load_splits(data, splits).train) // 10, 1)

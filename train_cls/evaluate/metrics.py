@@ -1,0 +1,121 @@
+"""Predictions and features of a model, and the three numbers of every table: accuracy, log-likelihood, calibration."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int, UInt8
+from torch import Tensor, nn
+
+from train_cls.models.classifier import Classifier
+
+Images = UInt8[Tensor, "n c h w"] | Float[Tensor, "n c h w"]
+"""uint8 in [0, 255] or floating point in [0, 1]."""
+LabelledImages = tuple[UInt8[Tensor, "_ c _ _"] | Float[Tensor, "_ c _ _"], Int[Tensor, "_"]]
+"""Images as above and one label each."""
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Eval mode inside; afterwards every module has its own former mode again, also where parts of a model had another one."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """Where the model's parameters are."""
+    return next(model.parameters()).device
+
+
+def in_batches(function: Callable[[Tensor], Tensor], model: nn.Module, images: Images, batch: int) -> Tensor:
+    """`function` of the images, `batch` at a time on the model's device, in eval mode and without gradients; then concatenated."""
+    if len(images) == 0:
+        raise ValueError("Found no images, wanted at least one: check the split or the filter they came from.")
+    if batch < 1:
+        raise ValueError(f"batch should be at least 1 image, got {batch}.")
+    device = device_of(model)
+    with evaluating(model), torch.no_grad():
+        return torch.cat([function(part.to(device)) for part in images.split(batch)])
+
+
+def predict(model: nn.Module, images: Images, batch: int = 256) -> Float[Tensor, "n k"]:
+    """Logits of all images, on the model's device.
+
+    Raises:
+        ValueError: No images, or a batch below 1.
+    """
+    return in_batches(model, model, images, batch)
+
+
+def embed(model: Classifier, images: Images, batch: int = 256) -> Float[Tensor, "n d"]:
+    """What the last layer sees, `model.features(model.pixels(images))`, on the model's device.
+
+    Raises:
+        ValueError: No images, or a batch below 1.
+    """
+    return in_batches(lambda part: model.features(model.pixels(part)), model, images, batch)
+
+
+def on_same_device(logits: Float[Tensor, "n k"], labels: Int[Tensor, "n2"]) -> Int[Tensor, "n"]:
+    """The labels beside the logits, int64, after a check of their number and range.
+
+    Raises:
+        ValueError: Unequal or zero lengths, or a label that is no column of the logits.
+    """
+    if len(logits) != len(labels) or len(labels) == 0:
+        raise ValueError(f"Found {len(logits)} rows of logits and {len(labels)} labels, wanted one label per row and at least one row.")
+    if labels.min() < 0 or labels.max() >= logits.shape[1]:
+        raise ValueError(
+            f"Found labels from {int(labels.min())} to {int(labels.max())}, wanted 0 to {logits.shape[1] - 1}: "
+            "the model was made for another set of classes."
+        )
+    return labels.to(logits.device, torch.int64)
+
+
+def accuracy(logits: Float[Tensor, "n k"], labels: Int[Tensor, "n2"]) -> float:
+    """Share in [0, 1] of rows whose largest logit is the label's. Rows that are not finite count as class 0 or the first NaN.
+
+    Raises:
+        ValueError: As on_same_device.
+    """
+    return (logits.argmax(1) == on_same_device(logits, labels)).double().mean().item()
+
+
+def negative_log_likelihood(logits: Float[Tensor, "n k"], labels: Int[Tensor, "n2"]) -> float:
+    """Mean of -log softmax(logits)[label] in nats; at least 0, log(k) for a uniform guess, NaN for logits that are not finite.
+
+    Raises:
+        ValueError: As on_same_device.
+    """
+    return F.cross_entropy(logits.double(), on_same_device(logits, labels)).item()
+
+
+def expected_calibration_error(logits: Float[Tensor, "n k"], labels: Int[Tensor, "n2"], bins: int = 15) -> float:
+    """Mean |accuracy - confidence| over bins of equal width, weighted by their size (Guo et al. 2017, arXiv:1706.04599, eq. 3).
+
+    Bin m holds the confidences in ((m - 1) / bins, m / bins]. In [0, 1]; biased upwards by about sqrt(bins / n) on small sets.
+
+    Raises:
+        ValueError: As on_same_device, or fewer than one bin.
+    """
+    if bins < 1:
+        raise ValueError(f"bins should be at least 1, got {bins}.")
+    confidence, predicted = logits.double().softmax(1).max(1)
+    surplus = confidence - (predicted == on_same_device(logits, labels)).double()
+    index = (confidence * bins).ceil().long().clamp(1, bins) - 1
+    return surplus.new_zeros(bins).index_add_(0, index, surplus).abs().sum().item() / len(surplus)
+
+
+def scores(logits: Float[Tensor, "n k"], labels: Int[Tensor, "n2"]) -> dict[str, float]:
+    """{"accuracy", "nll", "ece"}: see the three functions above."""
+    return {
+        "accuracy": accuracy(logits, labels),
+        "nll": negative_log_likelihood(logits, labels),
+        "ece": expected_calibration_error(logits, labels),
+    }

@@ -1,0 +1,115 @@
+"""What every network of the trainer is: pixels, then features, then one linear layer named `fc`."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import ClassVar, Literal
+
+import torch
+from jaxtyping import Float, Shaped
+from torch import Tensor, nn
+
+from dreamsa.randomness import generator_for
+
+
+class Pixels(nn.Module):
+    """(pixels - mean) / std per channel, float32 whatever the input or autocast.
+
+    mean and std are on the scale of [0, 1] and are buffers, so that a saved model knows what it was trained on.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
+        super().__init__()
+        if len(mean) != len(std):
+            raise ValueError(f"mean and std should have one number per channel each, got {len(mean)} and {len(std)}.")
+        if min(std) <= 0:
+            raise ValueError(f"std should be above 0 in every channel, got {tuple(std)}.")
+        self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32))
+        self.register_buffer("std", torch.tensor(std, dtype=torch.float32))
+
+    def forward(self, images: Shaped[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
+        """Images uint8 in [0, 255] or floating point in [0, 1].
+
+        Raises:
+            ValueError: Another dtype, or another number of channels than mean and std have.
+        """
+        if images.shape[1] != len(self.mean):
+            raise ValueError(f"This network takes images of {len(self.mean)} channel(s), got {images.shape[1]}.")
+        if images.dtype == torch.uint8:
+            return (images - 255 * self.mean.view(-1, 1, 1)) / (255 * self.std.view(-1, 1, 1))
+        if not images.is_floating_point():
+            raise ValueError(f"Images should be uint8 in [0, 255] or floating point in [0, 1], got {images.dtype}.")
+        return (images.float() - self.mean.view(-1, 1, 1)) / self.std.view(-1, 1, 1)
+
+
+class Dropout(nn.Module):
+    """nn.Dropout with a generator of its own, see `seed_dropout_`; until that is called, the global one."""
+
+    def __init__(self, p: float) -> None:
+        super().__init__()
+        self.p = p
+        self.rng: torch.Generator | None = None
+
+    def forward(self, x: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+        if not self.training or self.p == 0:
+            return x
+        keep = torch.empty_like(x, requires_grad=False).bernoulli_(1 - self.p, generator=self.rng)
+        return x * keep / (1 - self.p)
+
+    def extra_repr(self) -> str:
+        return f"p={self.p}"
+
+
+class Classifier(nn.Module, ABC):
+    """A network for images of one size or several; its children and parameters are defined in the order of the forward pass.
+
+    A threshold between layers ("everything before layer3") is therefore a cut in `named_parameters()`.
+    """
+
+    fc: nn.Linear
+    smallest: ClassVar[int] = 1
+    """The least height and width in pixels that leaves the last layer something to look at."""
+
+    def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
+        super().__init__()
+        self.pixels = Pixels(mean, std)
+
+    @abstractmethod
+    def features(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b d"]:
+        """What `fc` sees, from normalised pixels."""
+
+    def forward(self, images: Shaped[Tensor, "b c h w"]) -> Float[Tensor, "b classes"]:
+        """Logits of images: uint8 in [0, 255] or floating point in [0, 1].
+
+        Raises:
+            ValueError: Images smaller than `smallest`, of another number of channels, or of an integer type other than uint8.
+        """
+        height, width = images.shape[-2:]
+        if min(height, width) < self.smallest:
+            raise ValueError(
+                f"{type(self).__name__} needs images of at least {self.smallest} x {self.smallest} pixels, got {height} x {width}. "
+                "Resize them or take a smaller network."
+            )
+        return self.fc(self.features(self.pixels(images)))
+
+
+def seed_dropout_(model: nn.Module, seed: int, step: int) -> None:
+    """Give every Dropout of `model` its own generator for this step, so that a resumed run drops what an unbroken one drops.
+
+    Call it once per optimizer step, before the first forward pass; the passes of one step draw one after the other.
+    """
+    for name, module in model.named_modules():
+        if isinstance(module, Dropout):
+            device = next(model.parameters()).device
+            module.rng = generator_for(seed, step, f"dropout {name}", device)
+
+
+def init_convolutions_(model: nn.Module, mode: Literal["fan_in", "fan_out"]) -> None:
+    """N(0, 2 / fan) for the weight of every convolution (He et al., arXiv:1502.01852), fan of the given mode; zero for its bias."""
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, mode=mode, nonlinearity="relu")
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
