@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from dreamsa.fields.field import FieldConfig, HashField
@@ -28,7 +29,7 @@ class Scene(nn.Module):
         threshold = ALPHA_THRESHOLD / render.step(field.radius)
         self.occupancy = OccupancyGrid(render.occupancy, field.radius, threshold, device)
 
-    def density(self, points: Tensor) -> Tensor:
+    def density(self, points: Float[Tensor, "n 3"]) -> Float[Tensor, "n"]:
         return self.field.query(points).density
 
     def refresh(self, seed: int, step: int, full: bool) -> None:
@@ -40,7 +41,7 @@ class Scene(nn.Module):
         """Parameter groups, named, for an optimizer."""
         groups = [
             {"name": "grid", "params": [self.field.table], "lr": lr},
-            {"name": "mlp", "params": [*self.field.hidden.parameters(), *self.field.out.parameters()], "lr": mlp_lr},
+            {"name": "mlp", "params": [p for name, p in self.field.named_parameters() if name != "table"], "lr": mlp_lr},
         ]
         if self.environment is not None:
             groups.append({"name": "background", "params": list(self.environment.parameters()), "lr": background_lr})
@@ -67,7 +68,7 @@ class Scene(nn.Module):
         self.load_state_dict(parameters)
         self.occupancy.restore(tensors["occupancy"])
 
-    def background(self, cameras: Cameras, resolution: int, drawn: Tensor | None = None) -> Tensor:
+    def background(self, cameras: Cameras, resolution: int, drawn: Float[Tensor, "b 3"] | None = None) -> Float[Tensor, "... 3"]:
         """Colours behind the object: the learned ones, else what was drawn, else the middle grey or the plain colour."""
         device = self.occupancy.density.device
         if self.environment is not None:

@@ -4,10 +4,15 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
+from dreamsa.fields.directions import HARMONICS, spherical_harmonics
 from dreamsa.fields.hashgrid import BackendName, HashGridConfig, make_encode, new_table
 from dreamsa.randomness import random_linear
+
+GEOMETRY = 15
+"""Features that a view-dependent colour is computed from, besides the direction (Instant-NGP's number)."""
 
 
 @dataclass(frozen=True)
@@ -23,6 +28,8 @@ class FieldConfig:
     blob_density: float = 10.0
     """Height of the density bias blob_density * (1 - |x| / blob_radius) before softplus (Magic3D, arXiv:2211.10440)."""
     blob_radius: float = 0.5
+    view_dependent: bool = False
+    """Colours that change with the direction they are seen from, for fitting photographs. Score distillation wants them to stay."""
 
     def __post_init__(self) -> None:
         if not 1 <= self.hidden <= 1024:
@@ -36,12 +43,12 @@ class FieldConfig:
 
 
 class Sample(NamedTuple):
-    density: Tensor  # [n], in 1/world unit, at least 0
-    rgb: Tensor  # [n, 3] in [0, 1]
+    density: Float[Tensor, "n"]  # in 1/world unit, at least 0
+    rgb: Float[Tensor, "n 3"]  # in [0, 1]
 
 
 class HashField(nn.Module):
-    """Points [n, 3] in world units -> Sample. Parameters: `table`, `hidden.*`, `out.*`, equal for every backend."""
+    """Points in world units -> Sample. Parameters: `table`, `hidden.*`, `out.*`, equal for every backend."""
 
     def __init__(self, config: FieldConfig, rng: torch.Generator) -> None:
         """Fresh parameters, drawn from `rng` and placed on its device."""
@@ -50,11 +57,23 @@ class HashField(nn.Module):
         self.encode = make_encode(config.grid, config.backend, rng.device)
         self.table = nn.Parameter(new_table(config.grid, rng))
         self.hidden = random_linear(config.grid.width, config.hidden, rng)
-        self.out = random_linear(config.hidden, 4, rng)
+        self.out = random_linear(config.hidden, 1 + GEOMETRY if config.view_dependent else 4, rng)
+        if config.view_dependent:
+            self.colour_hidden = random_linear(GEOMETRY + HARMONICS, config.hidden, rng)
+            self.colour_out = random_linear(config.hidden, 3, rng)
 
-    def query(self, points: Tensor) -> Sample:
+    def query(self, points: Float[Tensor, "n 3"], directions: Float[Tensor, "n 3"] | None = None) -> Sample:
+        """Density and colour. Where colours depend on it, `directions` are unit vectors along the rays; without them colours are 0."""
         radius = self.config.radius
         encoding = self.encode(((points + radius) / (2 * radius)).clamp(0, 1), self.table)
         raw = self.out(torch.relu(self.hidden(encoding)))
         bias = self.config.blob_density * (1 - points.norm(dim=-1) / self.config.blob_radius)
-        return Sample(nn.functional.softplus(raw[:, 0] + bias), raw[:, 1:].sigmoid())
+        return Sample(nn.functional.softplus(raw[:, 0] + bias), self._colour(raw[:, 1:], directions))
+
+    def _colour(self, raw: Float[Tensor, "n k"], directions: Float[Tensor, "n 3"] | None) -> Float[Tensor, "n 3"]:
+        if not self.config.view_dependent:
+            return raw.sigmoid()
+        if directions is None:
+            return raw.new_zeros(len(raw), 3)
+        seen = torch.cat([raw, spherical_harmonics(directions)], dim=1)
+        return self.colour_out(torch.relu(self.colour_hidden(seen))).sigmoid()

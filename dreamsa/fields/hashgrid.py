@@ -11,6 +11,7 @@ from math import ceil, log2
 from typing import Literal, get_args
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 PRIMES = (1, 2654435761, 805459861)
@@ -19,8 +20,8 @@ PRIMES = (1, 2654435761, 805459861)
 BackendName = Literal["auto", "torch", "numba", "tcnn"]
 BACKENDS: tuple[BackendName, ...] = get_args(BackendName)
 
-Encode = Callable[[Tensor, Tensor], Tensor]
-"""(points [n, 3] in [0, 1], table [entries, features]) -> encoding [n, levels * features], differentiable in the table."""
+Encode = Callable[[Float[Tensor, "n 3"], Float[Tensor, "entries features"]], Float[Tensor, "n levels*features"]]
+"""(points in [0, 1], table) -> encoding, differentiable in the table."""
 
 
 class BackendUnavailable(RuntimeError):
@@ -158,6 +159,6 @@ def make_encode(config: HashGridConfig, backend: BackendName, device: torch.devi
     return encode_torch(config)
 
 
-def new_table(config: HashGridConfig, rng: torch.Generator) -> Tensor:
+def new_table(config: HashGridConfig, rng: torch.Generator) -> Float[Tensor, "{config.entries} {config.features}"]:
     """Initial table, U[-1e-4, 1e-4] as Instant-NGP's, on the generator's device."""
     return torch.rand(config.entries, config.features, generator=rng, device=rng.device) * 2e-4 - 1e-4

@@ -3,6 +3,7 @@
 from typing import Literal
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from dreamsa.randomness import random_linear, uniform
@@ -11,9 +12,9 @@ BackgroundName = Literal["random", "white", "black", "grey", "learned"]
 SOLID = {"white": 1.0, "black": 0.0, "grey": 0.7}
 
 
-def random_grey(count: int, rng: torch.Generator) -> Tensor:
-    """One plain grey with a slight tint per view, [count, 3] in [0, 1]: the object must stand out from any of them."""
-    tint = 0.03 * torch.randn(count, 3, generator=rng, device=rng.device)
+def random_grey(count: int, rng: torch.Generator) -> Float[Tensor, "{count} 3"]:
+    """One plain grey with a slight tint per view, in [0, 1]: the object must stand out from any of them."""
+    tint = 0.08 * torch.randn(count, 3, generator=rng, device=rng.device)
     return (uniform(0.25, 0.95, count, rng)[:, None] + tint).clamp(0, 1)
 
 
@@ -25,8 +26,8 @@ class LearnedBackground(nn.Module):
         self.frequencies: int = frequencies
         self.layers = nn.Sequential(random_linear(6 * frequencies, hidden, rng), nn.ReLU(), random_linear(hidden, 3, rng))
 
-    def forward(self, directions: Tensor) -> Tensor:
-        """Unit vectors [n, 3] -> colours [n, 3] in [0, 1]."""
+    def forward(self, directions: Float[Tensor, "n 3"]) -> Float[Tensor, "n 3"]:
+        """Unit vectors -> colours in [0, 1]."""
         scales = torch.logspace(0, self.frequencies - 1, self.frequencies, base=2.0, device=directions.device)
         phases = (directions[:, :, None] * scales).flatten(1)
         return self.layers(torch.cat([phases.sin(), phases.cos()], dim=1)).sigmoid()

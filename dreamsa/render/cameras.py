@@ -10,6 +10,7 @@ image width. Images are [b, 3, h, w] in [0, 1], row 0 at the top.
 from dataclasses import dataclass
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from dreamsa.randomness import uniform
@@ -54,14 +55,14 @@ class CameraConfig:
 class Cameras:
     """A batch of pinhole cameras."""
 
-    pose: Tensor
-    """Camera to world, [b, 3, 4]."""
-    focal: Tensor
-    """Multiples of the image width, [b]."""
-    azimuth_deg: Tensor
-    """[b], in [0, 360)."""
-    elevation_deg: Tensor
-    """[b], in [-90, 90]."""
+    pose: Float[Tensor, "b 3 4"]
+    """Camera to world."""
+    focal: Float[Tensor, "b"]
+    """Multiples of the image width."""
+    azimuth_deg: Float[Tensor, "b"]
+    """In [0, 360)."""
+    elevation_deg: Float[Tensor, "b"]
+    """In [-90, 90]."""
 
     def __len__(self) -> int:
         return len(self.focal)
@@ -71,9 +72,13 @@ class Cameras:
 
 
 def look_at_pose(
-    azimuth_deg: Tensor, elevation_deg: Tensor, distance: Tensor, target: Tensor | None = None, up_noise: Tensor | None = None
-) -> Tensor:
-    """Camera-to-world poses [b, 3, 4] on a sphere around the origin, looking at `target` [b, 3] (default: the origin).
+    azimuth_deg: Float[Tensor, "b"],
+    elevation_deg: Float[Tensor, "b"],
+    distance: Float[Tensor, "b"],
+    target: Float[Tensor, "b 3"] | None = None,
+    up_noise: Float[Tensor, "b 3"] | None = None,
+) -> Float[Tensor, "b 3 4"]:
+    """Camera-to-world poses on a sphere around the origin, looking at `target` (default: the origin).
 
     The up vector is the sphere's own tangent, so that a camera straight above the object is not degenerate.
     """
@@ -88,10 +93,10 @@ def look_at_pose(
 
 
 def orbit(
-    azimuth_deg: Tensor | list[float],
-    elevation_deg: float | Tensor = 15.0,
-    distance: float | Tensor = 1.55,
-    focal: float | Tensor = 1.1,
+    azimuth_deg: Float[Tensor, "b"] | list[float],
+    elevation_deg: float | Float[Tensor, "#b"] = 15.0,
+    distance: float | Float[Tensor, "#b"] = 1.55,
+    focal: float | Float[Tensor, "#b"] = 1.1,
 ) -> Cameras:
     """Cameras at the given azimuths that look at the origin; the other arguments broadcast."""
     azimuth = torch.as_tensor(azimuth_deg, dtype=torch.float32)
@@ -113,8 +118,10 @@ def sample_cameras(config: CameraConfig, rng: torch.Generator) -> Cameras:
     return Cameras(pose, focal, azimuth % 360, elevation)
 
 
-def camera_rays(cameras: Cameras, height: int, width: int) -> tuple[Tensor, Tensor]:
-    """Ray origins and unit directions through pixel centres, both [b, height, width, 3]."""
+def camera_rays(
+    cameras: Cameras, height: int, width: int
+) -> tuple[Float[Tensor, "b {height} {width} 3"], Float[Tensor, "b {height} {width} 3"]]:
+    """Ray origins and unit directions through pixel centres."""
     device = cameras.pose.device
     x = (torch.arange(width, device=device) + 0.5 - width / 2) / width
     y = (torch.arange(height, device=device) + 0.5 - height / 2) / width

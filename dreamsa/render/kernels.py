@@ -3,6 +3,7 @@ depend on the number of threads. The references in `volume.py` are the definitio
 
 import numpy as np
 import torch
+from jaxtyping import Bool, Float, Int64
 from numba import njit, prange
 from torch import Tensor
 
@@ -60,9 +61,16 @@ def _fill(grid, radius, origins, directions, near, far, first, step, starts, t_m
 
 
 def march(
-    occupied: Tensor, radius: float, origins: Tensor, directions: Tensor, near: Tensor, far: Tensor, first: Tensor, step: float
-) -> tuple[Tensor, Tensor]:
-    """`volume.march_torch` on the CPU: (starts [rays + 1], t_mid [samples])."""
+    occupied: Bool[Tensor, "n n n"],
+    radius: float,
+    origins: Float[Tensor, "rays 3"],
+    directions: Float[Tensor, "rays 3"],
+    near: Float[Tensor, "rays"],
+    far: Float[Tensor, "rays"],
+    first: Float[Tensor, "rays"],
+    step: float,
+) -> tuple[Int64[Tensor, "rays+1"], Float[Tensor, "samples"]]:
+    """`volume.march_torch` on the CPU."""
     rays = tuple(value.contiguous().numpy() for value in (origins, directions, near, far, first))
     counts = np.empty(len(origins), np.int64)
     _count(occupied.numpy(), radius, *rays, step, counts)  # pyright: ignore[reportCallIssue]
@@ -82,7 +90,7 @@ def _visible(depth, starts, most, keep):
             optical += depth[i]
 
 
-def visible(depth: Tensor, starts: Tensor, threshold: float) -> Tensor:
+def visible(depth: Float[Tensor, "samples"], starts: Int64[Tensor, "edges"], threshold: float) -> Bool[Tensor, "samples"]:
     """`volume.visible_torch` on the CPU."""
     keep = np.empty(len(depth), np.bool_)
     _visible(depth.detach().contiguous().numpy(), starts.numpy(), -np.log(threshold), keep)

@@ -3,20 +3,21 @@
 from collections.abc import Callable
 
 import torch
+from jaxtyping import Bool, Float, Float32
 from torch import Tensor
 
-DensityFn = Callable[[Tensor], Tensor]
-"""points [n, 3] -> density [n]."""
+DensityFn = Callable[[Float[Tensor, "n 3"]], Float[Tensor, "n"]]
+"""points -> density."""
 
 
 class OccupancyGrid:
-    """A cube of cells over [-radius, radius]^3 with the largest density lately seen in each.
+    """A cube of cells over [-radius, radius]^3 with the largest density lately seen in each."""
 
-    Attributes:
-        density: float32 [n, n, n], decayed maximum; what is saved in a checkpoint.
-        occupied: bool [n, n, n], cells whose neighbourhood is dense enough to be sampled. One cell of margin around
-            everything dense stays on, so that a surface can grow into empty space.
-    """
+    density: Float32[Tensor, "n n n"]
+    """Decayed maximum; what is saved in a checkpoint."""
+    occupied: Bool[Tensor, "n n n"]
+    """Cells whose neighbourhood is dense enough to be sampled. One cell of margin around everything dense stays on, so that a
+    surface can grow into empty space."""
 
     def __init__(self, resolution: int, radius: float, threshold: float, device: torch.device | str = "cpu") -> None:
         """`threshold`: density above which a cell counts, in 1/world unit."""
@@ -37,7 +38,7 @@ class OccupancyGrid:
             seen = torch.maximum(seen, self._look(density, rng))
         self._store(seen)
 
-    def restore(self, density: Tensor) -> None:
+    def restore(self, density: Float32[Tensor, "n n n"]) -> None:
         """Take up saved densities."""
         self._store(density.to(self.density.device))
 

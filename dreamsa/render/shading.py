@@ -1,17 +1,19 @@
 """From normals and colours to what a light shows: DreamFusion, sec. 3.1. Albedo is the default, as in the thesis."""
 
-from collections.abc import Callable
 from typing import Literal
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import normalize
+
+from dreamsa.render.occupancy import DensityFn
 
 ShadingName = Literal["albedo", "lambertian", "textureless"]
 
 
-def density_normals(density: Callable[[Tensor], Tensor], points: Tensor, eps: float = 0.01) -> Tensor:
-    """Unit normals [n, 3], the direction in which density falls, by four samples on a tetrahedron of edge ~ eps.
+def density_normals(density: DensityFn, points: Float[Tensor, "n 3"], eps: float = 0.01) -> Float[Tensor, "n 3"]:
+    """Unit normals, the direction in which density falls, by four samples on a tetrahedron of edge ~ eps.
 
     Works with every backend, differentiable in the field's parameters. Where density is constant the normal is 0.
     """
@@ -20,8 +22,14 @@ def density_normals(density: Callable[[Tensor], Tensor], points: Tensor, eps: fl
     return normalize(-(around @ corners), dim=-1, eps=1e-6)
 
 
-def shade(albedo: Tensor, normals: Tensor, light: Tensor, shading: ShadingName, ambient: float = 0.1) -> Tensor:
-    """Colours [n, 3] under a light from the unit direction `light` [3] or [n, 3]; textureless replaces the albedo by white."""
+def shade(
+    albedo: Float[Tensor, "n 3"],
+    normals: Float[Tensor, "n 3"],
+    light: Float[Tensor, "n 3"] | Float[Tensor, "3"],
+    shading: ShadingName,
+    ambient: float = 0.1,
+) -> Float[Tensor, "n 3"]:
+    """Colours under a light from the unit direction `light`; textureless replaces the albedo by white."""
     if shading == "albedo":
         return albedo
     diffuse = (normals * light).sum(-1, keepdim=True).clamp(min=0)

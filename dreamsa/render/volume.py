@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 import torch
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from dreamsa.render import kernels
@@ -17,8 +18,8 @@ from dreamsa.render.cameras import Cameras, camera_rays
 from dreamsa.render.occupancy import OccupancyGrid
 from dreamsa.render.shading import ShadingName, density_normals, shade
 
-QueryFn = Callable[[Tensor], tuple[Tensor, Tensor]]
-"""points [n, 3] -> (density [n] in 1/world unit, rgb [n, 3] in [0, 1])."""
+QueryFn = Callable[[Float[Tensor, "n 3"], Float[Tensor, "n 3"] | None], tuple[Float[Tensor, "n"], Float[Tensor, "n 3"]]]
+"""points, unit directions along the rays (None where only the density is wanted) -> (density in 1/world unit, rgb in [0, 1])."""
 
 
 @dataclass(frozen=True)
@@ -52,39 +53,48 @@ class RenderConfig:
 
 
 class Samples(NamedTuple):
-    starts: Tensor  # int64 [rays + 1]
-    ray: Tensor  # int64 [samples]
-    t_mid: Tensor  # [samples], world units from the ray's origin
-    points: Tensor  # [samples, 3]
+    starts: Int64[Tensor, "edges"]  # one more than rays
+    ray: Int64[Tensor, "samples"]
+    t_mid: Float[Tensor, "samples"]  # world units from the ray's origin
+    points: Float[Tensor, "samples 3"]
 
 
 class View(NamedTuple):
     """What cameras see. Everything is differentiable in the field's parameters but `samples`."""
 
-    rgb: Tensor  # [b, 3, h, w] in [0, 1], over the background
-    opacity: Tensor  # [b, h, w] in [0, 1]
-    depth: Tensor  # [b, h, w], expected distance along the ray given a hit; 0 where opacity is 0
-    orientation: Tensor  # scalar: mean over rays of sum w max(0, n . d)^2 (Ref-NeRF, arXiv:2112.03907, eq. 11); 0 if not asked for
+    rgb: Float[Tensor, "b 3 h w"]  # in [0, 1], over the background
+    opacity: Float[Tensor, "b h w"]  # in [0, 1]
+    depth: Float[Tensor, "b h w"]  # expected distance along the ray given a hit; 0 where opacity is 0
+    orientation: Float[Tensor, ""]  # mean over rays of sum w max(0, n . d)^2 (Ref-NeRF, arXiv:2112.03907, eq. 11); 0 if not asked for
     samples: int  # how many were composited
 
 
-def cube_bounds(origins: Tensor, directions: Tensor, radius: float) -> tuple[Tensor, Tensor]:
-    """Where rays [n, 3] enter and leave the cube [-radius, radius]^3: (near, far), near >= 0; far <= near means a miss."""
+def cube_bounds(
+    origins: Float[Tensor, "rays 3"], directions: Float[Tensor, "rays 3"], radius: float
+) -> tuple[Float[Tensor, "rays"], Float[Tensor, "rays"]]:
+    """Where rays enter and leave the cube [-radius, radius]^3: (near, far), near >= 0; far <= near means a miss."""
     inverse = 1 / torch.where(directions.abs() < 1e-9, torch.full_like(directions, 1e-9), directions)
     a, b = (-radius - origins) * inverse, (radius - origins) * inverse
     return torch.minimum(a, b).amax(-1).clamp(min=0), torch.maximum(a, b).amin(-1)
 
 
 def march_torch(
-    occupied: Tensor, radius: float, origins: Tensor, directions: Tensor, near: Tensor, far: Tensor, first: Tensor, step: float
-) -> tuple[Tensor, Tensor]:
+    occupied: Bool[Tensor, "n n n"],
+    radius: float,
+    origins: Float[Tensor, "rays 3"],
+    directions: Float[Tensor, "rays 3"],
+    near: Float[Tensor, "rays"],
+    far: Float[Tensor, "rays"],
+    first: Float[Tensor, "rays"],
+    step: float,
+) -> tuple[Int64[Tensor, "rays+1"], Float[Tensor, "samples"]]:
     """Sample midpoints near + (k + first) * step below `far` whose cell is occupied.
 
     Args:
         first: Per ray, where in its first interval the sample lies, in [0, 1]; 0.5 is the middle.
 
     Returns:
-        (starts int64 [rays + 1], t_mid [samples]).
+        (starts, t_mid).
     """
     steps = ((far - near) / step).ceil().clamp(min=0).long()
     ray = torch.repeat_interleave(torch.arange(len(origins), device=origins.device), steps)
@@ -99,8 +109,15 @@ def march_torch(
     return starts, t[keep]
 
 
-def march(occupancy: OccupancyGrid, origins: Tensor, directions: Tensor, step: float, first: Tensor, numba: bool) -> Samples:
-    """The samples of rays [n, 3] in occupied space; `first` [n] as in `march_torch`."""
+def march(
+    occupancy: OccupancyGrid,
+    origins: Float[Tensor, "rays 3"],
+    directions: Float[Tensor, "rays 3"],
+    step: float,
+    first: Float[Tensor, "rays"],
+    numba: bool,
+) -> Samples:
+    """The samples of rays in occupied space; `first` as in `march_torch`."""
     near, far = cube_bounds(origins, directions, occupancy.radius)
     one = kernels.march if numba else march_torch
     starts, t_mid = one(occupancy.occupied, occupancy.radius, origins, directions, near, far, first, step)
@@ -108,30 +125,30 @@ def march(occupancy: OccupancyGrid, origins: Tensor, directions: Tensor, step: f
     return Samples(starts, ray, t_mid, origins[ray] + t_mid[:, None] * directions[ray])
 
 
-def visible_torch(optical_depth: Tensor, starts: Tensor, threshold: float) -> Tensor:
-    """Which samples get more than `threshold` of the light that reaches their ray's start: bool [samples]."""
+def visible_torch(optical_depth: Float[Tensor, "samples"], starts: Int64[Tensor, "edges"], threshold: float) -> Bool[Tensor, "samples"]:
+    """Which samples get more than `threshold` of the light that reaches their ray's start."""
     before = optical_depth.double().cumsum(0) - optical_depth.double()
     first = torch.repeat_interleave(torch.cat([before, before.new_zeros(1)])[starts[:-1]], starts.diff())
     return (first - before).exp() > threshold
 
 
 @torch.no_grad()
-def drop_hidden(samples: Samples, density: Tensor, step: float, threshold: float, numba: bool) -> Samples:
+def drop_hidden(samples: Samples, density: Float[Tensor, "samples"], step: float, threshold: float, numba: bool) -> Samples:
     """The samples that are not hidden behind others: what is inside an opaque object needs neither colour nor gradient."""
     keep = (kernels.visible if numba else visible_torch)(density * step, samples.starts, threshold)
     starts = torch.cat([samples.starts.new_zeros(1), keep.cumsum(0)])[samples.starts]
     return Samples(starts, samples.ray[keep], samples.t_mid[keep], samples.points[keep])
 
 
-def sample_weights(optical_depth: Tensor, starts: Tensor) -> Tensor:
+def sample_weights(optical_depth: Float[Tensor, "samples"], starts: Int64[Tensor, "edges"]) -> Float[Tensor, "samples"]:
     """The share of a ray's light that each sample sends: exp(-sum of the depths before) * (1 - exp(-depth)).
 
     Args:
-        optical_depth: density * step, [samples], at least 0.
+        optical_depth: density * step, at least 0.
 
     Returns:
-        weights [samples]; those of one ray sum to its opacity. The running sum is in float64: over 1e5 packed samples
-        a float32 one loses 1e-3.
+        The weights; those of one ray sum to its opacity. The running sum is in float64: over 1e5 packed samples a float32 one
+        loses 1e-3.
     """
     total = optical_depth.double().cumsum(0)
     before = total - optical_depth.double()
@@ -140,15 +157,19 @@ def sample_weights(optical_depth: Tensor, starts: Tensor) -> Tensor:
     return (first - before).exp().to(optical_depth) * -torch.expm1(-optical_depth)
 
 
-def accumulate(weights: Tensor, values: Tensor, starts: Tensor) -> Tensor:
-    """Per-ray sums of weights [samples] * values [samples, c]: [rays, c]. A ray without samples gives 0."""
+def accumulate(
+    weights: Float[Tensor, "samples"], values: Float[Tensor, "samples c"], starts: Int64[Tensor, "edges"]
+) -> Float[Tensor, "edges-1 c"]:
+    """Per-ray sums of weights * values. A ray without samples gives 0."""
     rays = len(starts) - 1
     ray = torch.repeat_interleave(torch.arange(rays, device=starts.device), starts.diff())
     return values.new_zeros(rays, values.shape[1]).index_add(0, ray, weights[:, None] * values)
 
 
-def composite(density: Tensor, values: Tensor, step: float, starts: Tensor, numba: bool) -> tuple[Tensor, Tensor]:
-    """Alpha-composite packed samples front to back: (sums of weight * values [rays, c], weights [samples])."""
+def composite(
+    density: Float[Tensor, "samples"], values: Float[Tensor, "samples c"], step: float, starts: Int64[Tensor, "edges"], numba: bool
+) -> tuple[Float[Tensor, "edges-1 c"], Float[Tensor, "samples"]]:
+    """Alpha-composite packed samples front to back: (sums of weight * values per ray, weights)."""
     if numba:
         weights = kernels.SampleWeights.apply(density * step, starts)
         return kernels.Accumulate.apply(weights, values, starts), weights
@@ -159,29 +180,29 @@ def composite(density: Tensor, values: Tensor, step: float, starts: Tensor, numb
 class Rays(NamedTuple):
     """What rays see, per ray. Differentiable in the field's parameters."""
 
-    rgb: Tensor  # [rays, 3] in [0, 1], over the background
-    opacity: Tensor  # [rays] in [0, 1]
-    depth: Tensor  # [rays], expected distance given a hit; 0 where opacity is 0
-    orientation: Tensor  # [rays]; 0 if not asked for
+    rgb: Float[Tensor, "rays 3"]  # in [0, 1], over the background
+    opacity: Float[Tensor, "rays"]  # in [0, 1]
+    depth: Float[Tensor, "rays"]  # expected distance given a hit; 0 where opacity is 0
+    orientation: Float[Tensor, "rays"]  # 0 if not asked for
     samples: int
 
 
 def render_rays(
     query: QueryFn,
     occupancy: OccupancyGrid,
-    origins: Tensor,
-    directions: Tensor,
+    origins: Float[Tensor, "rays 3"],
+    directions: Float[Tensor, "rays 3"],
     config: RenderConfig,
-    background: Tensor,
-    first: Tensor,
-    light: Tensor | None = None,
+    background: Float[Tensor, "rays 3"] | Float[Tensor, "3"],
+    first: Float[Tensor, "rays"],
+    light: Float[Tensor, "rays 3"] | None = None,
     orientation: bool = False,
 ) -> Rays:
-    """Render rays [n, 3] over a background [3] or [n, 3].
+    """Render rays over a background.
 
     Args:
-        first: Where in its first interval each ray's first sample lies, [n] in [0, 1].
-        light: Unit directions towards the light, [n, 3]; needed where shading is not albedo.
+        first: Where in its first interval each ray's first sample lies, in [0, 1].
+        light: Unit directions towards the light; needed where shading is not albedo.
         orientation: Also compute the orientation regulariser, which costs four more density queries a sample.
     """
     numba = origins.device.type == "cpu" and config.kernels == "auto"
@@ -189,12 +210,12 @@ def render_rays(
     samples = march(occupancy, origins, directions, step, first, numba)
     if config.hidden > 0:
         with torch.no_grad():
-            density = query(samples.points)[0]
+            density = query(samples.points, None)[0]
         samples = drop_hidden(samples, density, step, config.hidden, numba)
-    density, rgb = query(samples.points)
+    density, rgb = query(samples.points, directions[samples.ray])
     tilt = rgb.new_zeros(len(rgb), 1)
     if orientation or config.shading != "albedo":
-        normals = density_normals(lambda points: query(points)[0], samples.points)
+        normals = density_normals(lambda points: query(points, None)[0], samples.points)
         tilt = (normals * directions[samples.ray]).sum(-1, keepdim=True).clamp(min=0).square()
         towards = -directions if light is None else light
         rgb = shade(rgb, normals, towards[samples.ray], config.shading)
@@ -212,17 +233,17 @@ def render(
     cameras: Cameras,
     resolution: int,
     config: RenderConfig,
-    background: Tensor,
-    jitter: Tensor | None = None,
-    light: Tensor | None = None,
+    background: Float[Tensor, "... 3"],
+    jitter: Float[Tensor, "b {resolution} {resolution}"] | None = None,
+    light: Float[Tensor, "b 3"] | None = None,
     orientation: bool = False,
 ) -> View:
     """Render square images from a batch of cameras. Nothing here is random: what is drawn at random is an argument.
 
     Args:
         background: Colours in [0, 1]: one [3], one per view [b, 3], or one per ray [b * resolution^2, 3].
-        jitter: Where in its first interval each ray's first sample lies, [b, resolution, resolution] in [0, 1]; None is the middle.
-        light: Unit direction towards the light, per view [b, 3]; None is at the camera. Albedo ignores it.
+        jitter: Where in its first interval each ray's first sample lies, in [0, 1]; None is the middle.
+        light: Unit direction towards the light, per view; None is at the camera. Albedo ignores it.
         orientation: Also compute the orientation regulariser.
     """
     pixels = resolution**2

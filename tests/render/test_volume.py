@@ -12,7 +12,7 @@ from dreamsa.render.volume import RenderConfig, accumulate, composite, cube_boun
 def ball(radius=0.4, density=200.0, colour=(0.2, 0.6, 0.9)):
     """A solid ball as a query function."""
 
-    def query(points):
+    def query(points, directions=None):
         inside = points.norm(dim=-1) < radius
         return inside.float() * density, torch.tensor(colour).expand(len(points), 3)
 
@@ -129,7 +129,7 @@ def test_an_empty_scene_is_its_background_and_keeps_the_graph():
     grid = full_grid()
     grid.occupied[:] = False
     scale = torch.ones(1, requires_grad=True)
-    view = render(lambda p: (scale * p[:, 0], p), grid, orbit([0.0]), 16, RenderConfig(), torch.tensor([0.1, 0.2, 0.3]))
+    view = render(lambda p, d: (scale * p[:, 0], p), grid, orbit([0.0]), 16, RenderConfig(), torch.tensor([0.1, 0.2, 0.3]))
     assert view.samples == 0
     torch.testing.assert_close(view.rgb[0, :, 5, 5], torch.tensor([0.1, 0.2, 0.3]))
     (view.rgb.sum() + view.opacity.sum()).backward()
@@ -138,7 +138,7 @@ def test_an_empty_scene_is_its_background_and_keeps_the_graph():
 
 def test_orientation_loss_is_for_surfaces_that_face_away():
     """A ball's visible half faces the camera; the same ball as a hollow whose density rises outwards does not."""
-    soft = lambda sign: lambda p: (torch.sigmoid(sign * 40 * (0.4 - p.norm(dim=-1))) * 30, p * 0 + 0.5)  # noqa: E731
+    soft = lambda sign: lambda p, d: (torch.sigmoid(sign * 40 * (0.4 - p.norm(dim=-1))) * 30, p * 0 + 0.5)  # noqa: E731
     values = [
         render(soft(s), full_grid(), orbit([0.0]), 32, RenderConfig(), torch.ones(3), orientation=True).orientation.item() for s in (1, -1)
     ]
@@ -180,7 +180,7 @@ def test_occupancy_forgets_slowly_by_update_and_at_once_by_refresh(rng):
 def test_leaving_hidden_samples_out_changes_neither_picture_nor_gradient(rng):
     strength = torch.tensor(60.0, requires_grad=True)
 
-    def query(points):
+    def query(points, directions=None):
         return torch.sigmoid(30 * (0.4 - points.norm(dim=-1))) * strength, points.abs()
 
     results = []
