@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 
 from dreamsa import __version__, checkpoint
 from dreamsa.config import EDIT_STEPS, EditConfig, Escape, PresetName, RunConfig, edited, preset
@@ -22,10 +23,11 @@ from dreamsa.export.video import NoFfmpeg, contact_sheet, write_mp4, write_png, 
 from dreamsa.fields.hashgrid import resolve_backend
 from dreamsa.guidance.prompts import VIEWS, ViewPrompt, check_prompt
 from dreamsa.guidance.stable_diffusion import ModelConfig, StableDiffusion, check_prompt_words, locate_model
+from dreamsa.processes import Processes
 from dreamsa.render.cameras import CameraConfig, orbit
 from dreamsa.runs import Run, RunError, find_run, list_runs, new_run, runs_folder
 from dreamsa.scene import Scene
-from dreamsa.train import MAX_SKIPPED, GuidanceFailed, Processes, StepResult, Training, new_training, sds_step
+from dreamsa.train import MAX_SKIPPED, GuidanceFailed, StepResult, Training, new_training, sds_step
 
 PREVIEW_SECONDS = 5.0
 LOG_EVERY = 10
@@ -99,7 +101,7 @@ def check(config: RunConfig) -> tuple[RunConfig, dict[str, Any]]:
     check_prompt_words(config.prompt, config.model)
     device = device_for(config.device)
     backend, reason = resolve_backend(config.field.backend, device)
-    Processes.current().share(config.camera.batch)
+    Processes.current().share(config.camera.batch, "camera.batch")
     return config, {"device": str(device), "backend": backend, "backend_reason": reason, "torch": torch.__version__}
 
 
@@ -238,6 +240,11 @@ def _work(run: Run, config: RunConfig, parent: Run | None = None, going_on: bool
         except BaseException as error:
             with suppress(OSError):  # a full disk: what failed is told by the error itself
                 run.update(status="failed", error=f"{type(error).__name__}: {error}"[:2000])
+            if isinstance(error, OSError | SafetensorError):  # safetensors has an error of its own for a full disk
+                raise RunError(
+                    f"Run {run.id} broke off: {error}. What it had saved is whole. When the disk can be written, go on with: "
+                    f"dreamsa resume {run.id}"
+                ) from error
             raise
 
 

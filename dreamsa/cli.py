@@ -233,6 +233,7 @@ def train(
     pictures: int = 20_000,
     seed: int = 0,
     device: str = "auto",
+    start: Path | None = None,
 ) -> None:
     """Train the embedded models from nothing, or go on where an earlier call stopped.
 
@@ -244,10 +245,12 @@ def train(
         One stage, or all of them in order.
     steps
         Optimizer steps of the stage; default: the recipe's.
+    start
+        A folder that holds a finished toybox-sd, such as assets: train its UNet further, keep its text tower and autoencoder.
     """
     from dreamsa.toybox.recipe import train_toybox
 
-    for line in train_toybox(folder, stage, steps, pictures, seed, device):
+    for line in train_toybox(folder, stage, steps, pictures, seed, device, start):
         print(line, flush=True)
 
 

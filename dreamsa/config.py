@@ -48,6 +48,8 @@ class OptimizerConfig:
     background_lr: float = 1e-3
     warmup: int = 50
     """Steps over which the rate grows linearly after the moments were reset."""
+    decay: float = 1.0
+    """What is left of the rate at the end of the run, reached by a cosine; 1 keeps it constant."""
 
     def __post_init__(self) -> None:
         for name in ("lr", "mlp_lr", "background_lr"):
@@ -55,6 +57,8 @@ class OptimizerConfig:
                 raise ValueError(f"optimizer.{name} must lie in (0, 1], got {getattr(self, name)}.")
         if not 0 <= self.warmup <= 100_000:
             raise ValueError(f"optimizer.warmup must lie in [0, 100000] steps, got {self.warmup}.")
+        if not 0 <= self.decay <= 1:
+            raise ValueError(f"optimizer.decay must lie in [0, 1], got {self.decay}.")
 
 
 @dataclass(frozen=True)

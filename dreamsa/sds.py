@@ -6,6 +6,7 @@ Notation: latents z, noise e, alpha_bar a: noisy latents are sqrt(a) z + sqrt(1 
 from dataclasses import dataclass
 
 import torch
+from jaxtyping import Float, Int64
 from torch import Tensor
 
 
@@ -42,36 +43,44 @@ def timestep_range(config: SDSConfig, step: int, total: int, timesteps: int = 10
     return min(round(low * timesteps), last), min(round(high * timesteps), last)
 
 
-def sample_timesteps(config: SDSConfig, step: int, total: int, count: int, rng: torch.Generator, timesteps: int = 1000) -> Tensor:
-    """One timestep per view, int64 [count], uniform over `timestep_range`."""
+def sample_timesteps(
+    config: SDSConfig, step: int, total: int, count: int, rng: torch.Generator, timesteps: int = 1000
+) -> Int64[Tensor, "{count}"]:
+    """One timestep per view, uniform over `timestep_range`."""
     low, high = timestep_range(config, step, total, timesteps)
     return torch.randint(low, high + 1, (count,), generator=rng, device=rng.device)
 
 
-def per_view(values: Tensor) -> Tensor:
-    """[b] to [b, 1, 1, 1], to multiply latents with."""
+def per_view(values: Float[Tensor, "b"]) -> Float[Tensor, "b 1 1 1"]:
+    """One value per view, to multiply latents with."""
     return values.view(-1, 1, 1, 1)
 
 
-def add_noise(latents: Tensor, noise: Tensor, alpha_bar: Tensor) -> Tensor:
-    """sqrt(a) z + sqrt(1 - a) e; alpha_bar is [b], one value per view."""
+def add_noise(
+    latents: Float[Tensor, "b c h w"], noise: Float[Tensor, "b c h w"], alpha_bar: Float[Tensor, "b"]
+) -> Float[Tensor, "b c h w"]:
+    """sqrt(a) z + sqrt(1 - a) e."""
     a = per_view(alpha_bar)
     return a.sqrt() * latents + (1 - a).sqrt() * noise
 
 
-def epsilon_from_v(v: Tensor, noisy: Tensor, alpha_bar: Tensor) -> Tensor:
+def epsilon_from_v(v: Float[Tensor, "b c h w"], noisy: Float[Tensor, "b c h w"], alpha_bar: Float[Tensor, "b"]) -> Float[Tensor, "b c h w"]:
     """The noise that a v-prediction means: sqrt(a) v + sqrt(1 - a) noisy (arXiv:2202.00512, app. D)."""
     a = per_view(alpha_bar)
     return a.sqrt() * v + (1 - a).sqrt() * noisy
 
 
-def predicted_original(noisy: Tensor, epsilon: Tensor, alpha_bar: Tensor) -> Tensor:
+def predicted_original(
+    noisy: Float[Tensor, "b c h w"], epsilon: Float[Tensor, "b c h w"], alpha_bar: Float[Tensor, "b"]
+) -> Float[Tensor, "b c h w"]:
     """The clean latents that a noise prediction means. Uses alpha_bar, the cumulative product, not 1 - beta."""
     a = per_view(alpha_bar)
     return (noisy - (1 - a).sqrt() * epsilon) / a.sqrt()
 
 
-def classifier_free_guidance(unconditional: Tensor, conditional: Tensor, scale: float) -> Tensor:
+def classifier_free_guidance(
+    unconditional: Float[Tensor, "b c h w"], conditional: Float[Tensor, "b c h w"], scale: float
+) -> Float[Tensor, "b c h w"]:
     """unconditional + scale * (conditional - unconditional): scale = 1 is the conditional model.
 
     The convention of diffusers and stable-dreamfusion. The CFG paper (arXiv:2207.12598, eq. 6) and threestudio's plain
@@ -80,12 +89,18 @@ def classifier_free_guidance(unconditional: Tensor, conditional: Tensor, scale: 
     return unconditional + scale * (conditional - unconditional)
 
 
-def perpendicular_guidance(unconditional: Tensor, conditional: Tensor, negatives: Tensor, weights: Tensor, scale: float) -> Tensor:
+def perpendicular_guidance(
+    unconditional: Float[Tensor, "b c h w"],
+    conditional: Float[Tensor, "b c h w"],
+    negatives: Float[Tensor, "b k c h w"],
+    weights: Float[Tensor, "b k"],
+    scale: float,
+) -> Float[Tensor, "b c h w"]:
     """Perp-Neg (arXiv:2304.04968): push away from other views' prompts, but only across the wanted direction.
 
     Args:
-        negatives: Predictions for the unwanted prompts, [b, k, c, h, w].
-        weights: At most 0, [b, k]. All 0 gives plain classifier-free guidance.
+        negatives: Predictions for the unwanted prompts.
+        weights: At most 0. All 0 gives plain classifier-free guidance.
     """
     wanted = conditional - unconditional
     away = negatives - unconditional[:, None]
@@ -96,12 +111,12 @@ def perpendicular_guidance(unconditional: Tensor, conditional: Tensor, negatives
     return unconditional + scale * (wanted + push)
 
 
-def sds_weight(alpha_bar: Tensor) -> Tensor:
-    """w(t) = 1 - alpha_bar, [b]."""
+def sds_weight(alpha_bar: Float[Tensor, "b"]) -> Float[Tensor, "b"]:
+    """w(t) = 1 - alpha_bar."""
     return 1 - alpha_bar
 
 
-def clip_per_view(grad: Tensor, max_norm: float) -> Tensor:
+def clip_per_view(grad: Float[Tensor, "b c h w"], max_norm: float) -> Float[Tensor, "b c h w"]:
     """Scale each view's gradient down to at most `max_norm`; 0 leaves all as they are."""
     if max_norm == 0:
         return grad
@@ -109,7 +124,7 @@ def clip_per_view(grad: Tensor, max_norm: float) -> Tensor:
     return grad * (max_norm / norms.clamp(min=1e-12)).clamp(max=1)
 
 
-def sds_loss(latents: Tensor, grad: Tensor) -> Tensor:
+def sds_loss(latents: Float[Tensor, "b c h w"], grad: Float[Tensor, "b c h w"]) -> Float[Tensor, ""]:
     """A scalar whose gradient in the latents is `grad / b`, and whose value is <grad, latents> / b.
 
     Linear, so factors on the loss reach the gradient, and its sign is the sign of the update; the usual

@@ -3,13 +3,14 @@
 Text-to-3D is one loop with four replaceable parts: a scene (field and renderer), a score model, a prompt, an annealer.
 """
 
-import os
 import time
 from dataclasses import dataclass
+from math import cos, pi
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from jaxtyping import Float, Int64
 from torch import Tensor
 
 from dreamsa import checkpoint
@@ -18,6 +19,7 @@ from dreamsa.config import LossConfig, OptimizerConfig, RunConfig
 from dreamsa.escape import last_reset, rules_for
 from dreamsa.guidance.prompts import ViewPrompt
 from dreamsa.guidance.score_model import ScoreModel
+from dreamsa.processes import Processes
 from dreamsa.randomness import generator_for
 from dreamsa.render.background import random_grey
 from dreamsa.render.cameras import Cameras, sample_cameras
@@ -37,10 +39,10 @@ class Draw(NamedTuple):
     """Everything random about the views of one step; drawn for all processes' views, so that their number does not matter."""
 
     cameras: Cameras
-    jitter: Tensor  # [b, h, w]
-    background: Tensor  # [b, 3]
-    light: Tensor  # [b, 3]
-    timesteps: Tensor  # [b]
+    jitter: Float[Tensor, "b h w"]  # in [0, 1]
+    background: Float[Tensor, "b 3"]  # in [0, 1]
+    light: Float[Tensor, "b 3"]  # unit
+    timesteps: Int64[Tensor, "b"]
 
     def part(self, index: slice) -> "Draw":
         rest = (self.jitter, self.background, self.light, self.timesteps)
@@ -60,37 +62,6 @@ class StepResult(NamedTuple):
     lr: float
     seconds: float
     skipped: bool
-
-
-@dataclass
-class Processes:
-    """Which share of the views is ours, and how gradients are added up. One process: all of them, nothing to do."""
-
-    rank: int = 0
-    count: int = 1
-
-    @classmethod
-    def current(cls) -> "Processes":
-        """What `accelerate launch` set up, if it did."""
-        if int(os.environ.get("WORLD_SIZE", "1")) == 1:
-            return cls()
-        from accelerate import PartialState
-
-        state = PartialState(cpu=not torch.cuda.is_available())
-        return cls(state.process_index, state.num_processes)
-
-    def share(self, views: int) -> slice:
-        """Our views out of `views`."""
-        if views % self.count:
-            raise ValueError(f"camera.batch = {views} views cannot be split over {self.count} processes. Use a multiple of {self.count}.")
-        each = views // self.count
-        return slice(self.rank * each, (self.rank + 1) * each)
-
-    def sum_(self, tensors: list[Tensor]) -> None:
-        """Add tensors up over all processes, in place."""
-        if self.count > 1:
-            for tensor in tensors:
-                torch.distributed.all_reduce(tensor)
 
 
 @dataclass
@@ -140,10 +111,12 @@ def new_training(config: RunConfig, device: torch.device | str = "cpu") -> Train
     return Training(config, scene, optimizer, Annealer(optimizer, rules_for(config)))
 
 
-def warmed_up(config: RunConfig, step: int) -> float:
-    """Factor on the learning rate: after moments were reset, Adam's first steps would all be of full length."""
-    start, warmup = last_reset(config, step), config.optimizer.warmup
-    return 1.0 if start is None or not warmup else min((step - start + 1) / warmup, 1.0)
+def rate_factor(config: RunConfig, step: int) -> float:
+    """Factor on the learning rate: a warm-up after moments were reset, as Adam's first steps would all be of full length, and a cosine down
+    to `decay` at the end of the run."""
+    start, warmup, decay = last_reset(config, step), config.optimizer.warmup, config.optimizer.decay
+    rising = 1.0 if start is None or not warmup else min((step - start + 1) / warmup, 1.0)
+    return rising * (decay + (1 - decay) * 0.5 * (1 + cos(pi * step / config.steps)))
 
 
 def draw_views(config: RunConfig, step: int, device: torch.device, timesteps: int) -> Draw:
@@ -160,7 +133,7 @@ def draw_views(config: RunConfig, step: int, device: torch.device, timesteps: in
     )
 
 
-def regularizers(view: View, config: LossConfig, progress: float) -> Tensor:
+def regularizers(view: View, config: LossConfig, progress: float) -> Float[Tensor, ""]:
     """Sum of the geometric regularisers, each a mean over rays (DreamFusion, app. A.2; stable-dreamfusion for the entropy)."""
     opacity = view.opacity.clamp(1e-3, 1 - 1e-3)
     sparse = (view.opacity.square() + 0.01).sqrt().mean()
@@ -174,7 +147,7 @@ def sds_step(training: Training, score: ScoreModel, prompt: ViewPrompt, processe
     training.annealer.begin()
     if step == 0 or training.annealer.edge or step % config.render.occupancy_every == 0:
         scene.refresh(config.seed, step, full=step == 0 or training.annealer.edge)
-    ours = processes.share(config.camera.batch)
+    ours = processes.share(config.camera.batch, "camera.batch")
     draw = draw_views(config, step, score.alpha_bar.device, len(score.alpha_bar)).part(ours)
     behind = scene.background(draw.cameras, config.camera.resolution, draw.background)
     view = render(
@@ -208,7 +181,7 @@ def sds_step(training: Training, score: ScoreModel, prompt: ViewPrompt, processe
     processes.sum_(gradients)
     finite = bool(torch.stack([g.isfinite().all() for g in gradients]).all())
     rates = [group["lr"] for group in training.optimizer.param_groups]
-    factor = warmed_up(config, step)
+    factor = rate_factor(config, step)
     if finite:
         for group, rate in zip(training.optimizer.param_groups, rates, strict=True):
             group["lr"] = rate * factor

@@ -5,17 +5,28 @@ import warnings
 from pathlib import Path
 
 import pytest
+import torch
+from jaxtyping import install_import_hook
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
-import torch
+REPO = Path(__file__).resolve().parents[1]
+SHARED = REPO.parent / "shared" / "data"
+
+
+def says_shapes(path: Path) -> bool:
+    """Whether a module has shapes to check, and no numba kernels: numba cannot compile a function that is wrapped."""
+    source = path.read_text()
+    return "from jaxtyping import" in source and "njit" not in source
+
+
+CHECKED = [".".join(path.relative_to(REPO).with_suffix("").parts) for path in REPO.glob("dreamsa/**/*.py") if says_shapes(path)]
+install_import_hook(CHECKED, "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))")  # an int may stand for a float
 
 torch.set_num_threads(min(2, os.cpu_count() or 1))
 warnings.filterwarnings("ignore", message=".*torchvision.*")
-
-SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 
 @pytest.fixture

@@ -6,9 +6,10 @@ from dataclasses import replace
 
 import pytest
 import torch
+from safetensors import SafetensorError
 from tiny import tiny_config, tiny_score
 
-from dreamsa import api
+from dreamsa import api, checkpoint
 from dreamsa.checkpoint import CheckpointError
 from dreamsa.config import ESCAPES, EditConfig, from_json, preset, read_config, to_json
 from dreamsa.runs import RunError, find_run, list_runs
@@ -154,6 +155,28 @@ def test_ten_nan_steps_in_a_row_end_the_run_and_keep_the_last_checkpoint(tmp_pat
     assert "GuidanceFailed" in job.run.record["error"]
     scene = api.load_scene(job.run, "cpu")
     assert all(bool(p.isfinite().all()) for p in scene.parameters())
+
+
+@pytest.mark.parametrize("full", [OSError(28, "No space left on device"), SafetensorError("I/O error: No space left on device")])
+def test_a_full_disk_ends_the_run_with_a_sentence_and_what_was_saved_goes_on(tmp_path, monkeypatch, full):
+    """safetensors' error is no OSError."""
+    whole = start(tmp_path, save_every=4).wait()
+    job, write = start(tmp_path, save_every=4), checkpoint.save_file
+
+    def fill(tensors, path):
+        if list(job.run.checkpoints.glob("[0-9]*")):
+            path.write_bytes(b"half")
+            raise full
+        write(tensors, path)
+
+    monkeypatch.setattr(checkpoint, "save_file", fill)
+    with pytest.raises(RunError, match=rf"{job.run.id} broke off: .*No space left on device\. .* dreamsa resume {job.run.id}$"):
+        job.wait()
+    assert job.run.status == "failed"
+    assert [path.name for path in job.run.checkpoints.iterdir()] == ["00000004"]
+    checkpoint.load(job.run.checkpoints / "00000004")
+    monkeypatch.setattr(checkpoint, "save_file", write)
+    assert scene_bytes(api.resume(job.run, runs=tmp_path).wait()) == scene_bytes(whole)
 
 
 def test_a_read_only_folder_is_one_sentence(tmp_path):

@@ -90,7 +90,7 @@ def test_loss_keeps_small_gradients_in_half_precision():
 
 def test_guidance_order_and_convention():
     """scale 1 is the conditional model, 0 the unconditional; swapped halves would push away from the text."""
-    unconditional, conditional = torch.tensor([1.0]), torch.tensor([3.0])
+    unconditional, conditional = torch.full((1, 1, 1, 1), 1.0), torch.full((1, 1, 1, 1), 3.0)
     assert [sds.classifier_free_guidance(unconditional, conditional, s).item() for s in (0, 1, 100)] == [1, 3, 201]
 
 

@@ -11,7 +11,7 @@ from tiny import tiny_config, tiny_edit, tiny_score
 from dreamsa import train
 from dreamsa.config import LossConfig
 from dreamsa.guidance.prompts import ViewPrompt
-from dreamsa.train import new_training, sds_step, warmed_up
+from dreamsa.train import new_training, rate_factor, sds_step
 
 
 def steps(training, n, score=None):
@@ -85,7 +85,7 @@ def test_two_views_at_once_equal_the_sum_of_two_processes(monkeypatch):
 
 def test_views_that_cannot_be_shared_are_refused():
     with pytest.raises(ValueError, match="3 views cannot be split over 2 processes"):
-        train.Processes(0, 2).share(3)
+        train.Processes(0, 2).share(3, "camera.batch")
 
 
 class Broken:
@@ -182,9 +182,15 @@ def test_logged_numbers_are_signed():
 
 def test_warm_up_starts_again_at_each_reset():
     config = tiny_edit()
-    factors = [warmed_up(config, s) for s in (0, 4, 5, 11)]
+    factors = [rate_factor(config, s) for s in (0, 4, 5, 11)]
     assert factors == pytest.approx([0.02, 0.1, 0.02, 0.14])
-    assert warmed_up(replace(config, edit=replace(config.edit, escape="plain", moments="keep")), 0) == 1.0
+    assert rate_factor(replace(config, edit=replace(config.edit, escape="plain", moments="keep")), 0) == 1.0
+
+
+def test_the_rate_falls_by_a_cosine_where_it_is_asked_to():
+    config = replace(tiny_config(), steps=100)
+    config = replace(config, optimizer=replace(config.optimizer, warmup=0, decay=0.1))
+    assert [rate_factor(config, s) for s in (0, 50, 100)] == pytest.approx([1.0, 0.55, 0.1])
 
 
 PROCESSES = """

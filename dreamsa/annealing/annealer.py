@@ -67,8 +67,8 @@ class Annealer:
 
     @property
     def phase(self) -> str:
-        """What the coming step does: the phase of the first active rule, or "descend"."""
-        return next((rule.phase for i, rule in enumerate(self.rules) if self.is_active(i)), "descend")
+        """What the coming step does: the phase of the first active rule that transforms it, or "descend"."""
+        return next((rule.phase for i, rule in enumerate(self.rules) if rule.transform and self.is_active(i)), "descend")
 
     @property
     def edge(self) -> bool:

@@ -192,10 +192,10 @@ class DistanceHills(StepTransform):
         for snapshot in self.snapshots.values:
             centre = [snapshot[p] for p in parameters]
             away = torch._foreach_sub([p.detach() for p in parameters], centre)
-            square = _total_norm(away).square()
+            square = _total_norm(list(away)).square()
             sigma2 = self.width**2 * (1.0 if self.absolute else _total_norm(centre).square())
             slope = -self.strength / len(self.snapshots.values) * torch.exp(-square / (2 * sigma2)) / sigma2
-            _multiply_(away, slope * at.grad_scale)
+            _multiply_(list(away), slope * at.grad_scale)
             torch._foreach_add_(at.gradients, away)
 
 
@@ -246,6 +246,6 @@ def _multiply_(tensors: list[Tensor], factor: Tensor | float) -> None:
         torch._foreach_mul_(tensors, factor)
 
 
-def _total_norm(tensors: Sequence[Tensor]) -> Tensor:
+def _total_norm(tensors: list[Tensor]) -> Tensor:
     """Euclidean norm over all tensors together, on their device."""
     return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(tensors)))

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from dreamsa.api import device_for
 from dreamsa.config import preset
-from dreamsa.fields.hashgrid import HashGridConfig, encode_torch
+from dreamsa.fields.hashgrid import Encode, HashGridConfig, encode_torch
 from dreamsa.fields.hashgrid_cpu import encode_numba
 from dreamsa.guidance.prompts import ViewPrompt
 from dreamsa.guidance.stable_diffusion import StableDiffusion
@@ -106,7 +106,7 @@ def bench_hash_grids(rounds: int, points: int = 65_536) -> dict[str, Any]:
                 "numba": (encode_numba(config), own),
             }
 
-            def both(encode: Callable[[Tensor, Tensor], Tensor], leaf: Tensor, x: Tensor = x, weights: Tensor = weights) -> None:
+            def both(encode: Encode, leaf: Tensor, x: Tensor = x, weights: Tensor = weights) -> None:
                 leaf.grad = None
                 encode(x, leaf).backward(weights)
 
@@ -119,7 +119,7 @@ def bench_hash_grids(rounds: int, points: int = 65_536) -> dict[str, Any]:
     return table
 
 
-def torch_indexing(config: HashGridConfig) -> Callable[[Tensor, Tensor], Tensor]:
+def torch_indexing(config: HashGridConfig) -> Encode:
     """The usual torch hash encoding, as in nerfstudio: every level hashed, eight `table[index]` gathers, seven lerps."""
     scales = torch.tensor([float(int(config.coarsest * config.growth**level)) for level in range(config.levels)])
     size = 2**config.log2_size

@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from jaxtyping import Float
 
 from dreamsa.render.cameras import CameraConfig, orbit
 from dreamsa.scene import Scene
@@ -21,7 +22,7 @@ class Geometry(NamedTuple):
     """Mean absolute depth difference where both are solid, world units (the object's radius is 0.5); NaN where nothing overlaps."""
 
 
-def silhouette_iou(a: np.ndarray, b: np.ndarray) -> float:
+def silhouette_iou(a: Float[np.ndarray, "h w"], b: Float[np.ndarray, "h w"]) -> float:
     """Of two opacity maps; 0 where both are empty."""
     one, other = a > 0.5, b > 0.5
     union = (one | other).sum()

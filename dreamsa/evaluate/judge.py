@@ -8,6 +8,7 @@ from functools import cached_property
 from typing import Any, NamedTuple
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from dreamsa.assets import asset
@@ -18,9 +19,9 @@ from dreamsa.toybox.shapes import COLOURS, TOYS
 class Verdict(NamedTuple):
     """Probabilities per picture, each row summing to 1."""
 
-    objects: Tensor  # [b, objects], in the order of TOYS
-    colours: Tensor  # [b, colours], in the order of COLOURS
-    views: Tensor  # [b, views], in the order of VIEWS
+    objects: Float[Tensor, "b objects"]  # in the order of TOYS
+    colours: Float[Tensor, "b colours"]  # in the order of COLOURS
+    views: Float[Tensor, "b views"]  # in the order of VIEWS
 
 
 @dataclass
@@ -39,16 +40,16 @@ class Judge:
         return cls(load_dual_encoder(where), CLIPTokenizer.from_pretrained(where, local_files_only=True))
 
     @torch.no_grad()
-    def text_features(self, texts: list[str]) -> Tensor:
-        """Unit vectors [n, d]."""
+    def text_features(self, texts: list[str]) -> Float[Tensor, "n d"]:
+        """Unit vectors."""
         longest = self.model.config.text_config.max_position_embeddings
         tokens = self.tokenizer(texts, padding="max_length", max_length=longest, truncation=True, return_tensors="pt").input_ids
         chunks = [self.model.get_text_features(part).pooler_output for part in tokens.split(256)]
         return torch.nn.functional.normalize(torch.cat(chunks), dim=-1)
 
     @torch.no_grad()
-    def image_features(self, images: Tensor) -> Tensor:
-        """Unit vectors [b, d] of pictures [b, 3, h, w] in [0, 1], resized to 64 x 64 where they are not."""
+    def image_features(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b d"]:
+        """Unit vectors of pictures in [0, 1], resized to 64 x 64 where they are not."""
         if images.shape[-2:] != (64, 64):
             images = torch.nn.functional.interpolate(images, (64, 64), mode="bilinear", antialias=True)
         chunks = [self.model.get_image_features(part * 2 - 1).pooler_output for part in images.split(64)]
@@ -59,8 +60,8 @@ class Judge:
         """Features of the bare words for objects, colours and views."""
         return tuple(self.text_features(words) for words in (list(TOYS), list(COLOURS), [f"{view} view" for view in VIEWS]))
 
-    def __call__(self, images: Tensor) -> Verdict:
-        """What is on pictures [b, 3, h, w] in [0, 1]."""
+    def __call__(self, images: Float[Tensor, "b 3 h w"]) -> Verdict:
+        """What is on pictures in [0, 1]."""
         seen, scale = self.image_features(images), self._scale
         return Verdict(*((scale * seen @ words.T).softmax(1) for words in self._words))
 
@@ -68,7 +69,7 @@ class Judge:
     def _scale(self) -> float:
         return float(self.model.logit_scale.detach().exp().clamp(max=100))
 
-    def probability(self, images: Tensor, text: str, against: list[str]) -> Tensor:
-        """Probability [b] of `text` among itself and `against`."""
+    def probability(self, images: Float[Tensor, "b 3 h w"], text: str, against: list[str]) -> Float[Tensor, "b"]:
+        """Probability of `text` among itself and `against`."""
         features = self.text_features([text, *against])
         return (self._scale * self.image_features(images) @ features.T).softmax(1)[:, 0]

@@ -6,11 +6,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
+from jaxtyping import UInt8
 from PIL import Image
 
-Frames = NDArray[np.uint8]
-"""uint8 [n, h, w, 3]."""
+Frames = UInt8[np.ndarray, "n h w 3"]
 
 
 class NoFfmpeg(RuntimeError):
@@ -47,13 +46,13 @@ def write_webp(frames: Frames, path: Path, fps: int = 20) -> None:
     _atomic(path, lambda part: pictures[0].save(part, save_all=True, append_images=pictures[1:], duration=1000 // fps, loop=0, quality=85))
 
 
-def write_png(picture: NDArray[np.uint8], path: Path) -> None:
-    """uint8 [h, w, 3]."""
+def write_png(picture: UInt8[np.ndarray, "h w 3"], path: Path) -> None:
+    """One picture, without loss."""
     _atomic(path, lambda part: Image.fromarray(picture).save(part))
 
 
-def contact_sheet(pictures: Frames, columns: int, gap: int = 2, magnify: int = 1) -> NDArray[np.uint8]:
-    """Pictures in rows of `columns`, with white gaps: uint8 [h, w, 3]."""
+def contact_sheet(pictures: Frames, columns: int, gap: int = 2, magnify: int = 1) -> UInt8[np.ndarray, "sheet_h sheet_w 3"]:
+    """Pictures in rows of `columns`, with white gaps."""
     n, h, w, _ = pictures.shape
     rows = -(-n // columns)
     sheet = np.full((rows * (h + gap) + gap, columns * (w + gap) + gap, 3), 255, np.uint8)

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 import torch
+from jaxtyping import Float, Int64
 from torch import Tensor
 
 from dreamsa.guidance.score_model import Condition
@@ -17,19 +18,21 @@ class GaussianMixture:
     N(sqrt(a) mean_k, a sigma^2 + 1 - a), so the ideal noise prediction -sqrt(1 - a) * score is known in closed form.
     """
 
-    means: Tensor  # [k, c, h, w]
-    weights: Tensor  # [k], positive, summing to 1
+    means: Float[Tensor, "k c h w"]
+    weights: Float[Tensor, "k"]  # positive, summing to 1
     sigma: float
-    alpha_bar: Tensor  # [timesteps]
+    alpha_bar: Float[Tensor, "timesteps"]
     prior_sigma: float = 1.0
 
-    def embed(self, texts: list[str]) -> Tensor:
+    def embed(self, texts: list[str]) -> Float[Tensor, "n 1 1"]:
         return torch.zeros(len(texts), 1, 1, device=self.means.device)
 
-    def encode(self, images: Tensor) -> Tensor:
+    def encode(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
         return images
 
-    def predict_noise(self, noisy: Tensor, timesteps: Tensor, condition: Condition, guidance_scale: float) -> Tensor:
+    def predict_noise(
+        self, noisy: Float[Tensor, "b c h w"], timesteps: Int64[Tensor, "b"], condition: Condition, guidance_scale: float
+    ) -> Float[Tensor, "b c h w"]:
         a = per_view(self.alpha_bar[timesteps])
         return classifier_free_guidance(self._prior_noise(noisy, a), self._mixture_noise(noisy, a), guidance_scale)
 

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from dreamsa.guidance.score_model import Condition, ScoreModel
@@ -45,7 +46,7 @@ class ViewConfig:
         return self.wording.replace("{view}", view).replace("{prompt}", prompt)
 
 
-def check_prompt(prompt: str, what: str = "prompt") -> str:
+def check_prompt(prompt: object, what: str = "prompt") -> str:
     """The prompt in NFC, without surrounding space.
 
     Raises:
@@ -120,8 +121,8 @@ class ViewPrompt:
         self.embeddings = dict(zip(VIEWS, embedded, strict=False))
         self.negative = embedded[-1]
 
-    def __call__(self, azimuth_deg: Tensor, elevation_deg: Tensor) -> Condition:
-        """Conditions for cameras at angles [b] in degrees."""
+    def __call__(self, azimuth_deg: Float[Tensor, "b"], elevation_deg: Float[Tensor, "b"]) -> Condition:
+        """Conditions for cameras at these angles."""
         angles = list(zip(azimuth_deg.tolist(), elevation_deg.tolist(), strict=True))
         positive = torch.stack([self._mix(view_weights(*angle, self.config)) for angle in angles])
         negative = self.negative.expand_as(positive)

@@ -1,8 +1,9 @@
 """What the training loop needs of a diffusion model."""
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
+from jaxtyping import Float, Float32, Int64
 from torch import Tensor
 
 
@@ -10,30 +11,33 @@ from torch import Tensor
 class Condition:
     """What a noise prediction is conditioned on, per view."""
 
-    positive: Tensor
-    """Embeddings of the wanted text, [b, tokens, width]."""
-    negative: Tensor
-    """Embeddings of the negative (by default empty) prompt, [b, tokens, width]."""
-    unwanted: Tensor | None = None
-    """Perp-Neg: embeddings of the other views' texts, [b, k, tokens, width]."""
-    unwanted_weights: Tensor | None = None
-    """Perp-Neg: weights [b, k], at most 0."""
+    positive: Float[Tensor, "b tokens width"]
+    """Embeddings of the wanted text."""
+    negative: Float[Tensor, "b tokens width"]
+    """Embeddings of the negative (by default empty) prompt."""
+    unwanted: Float[Tensor, "b k tokens width"] | None = None
+    """Perp-Neg: embeddings of the other views' texts."""
+    unwanted_weights: Float[Tensor, "b k"] | None = None
+    """Perp-Neg: weights, at most 0."""
 
 
+@runtime_checkable
 class ScoreModel(Protocol):
     """A latent diffusion model with a frozen score."""
 
-    alpha_bar: Tensor
-    """Cumulative product of 1 - beta, [timesteps]."""
+    alpha_bar: Float32[Tensor, "timesteps"]
+    """Cumulative product of 1 - beta."""
 
-    def embed(self, texts: list[str]) -> Tensor:
-        """Text embeddings [n, tokens, width]."""
+    def embed(self, texts: list[str]) -> Float[Tensor, "n tokens width"]:
+        """Text embeddings."""
         ...
 
-    def encode(self, images: Tensor) -> Tensor:
-        """Images [b, 3, h, w] in [0, 1] to scaled latents [b, c, h', w'], differentiable in the images."""
+    def encode(self, images: Float[Tensor, "b 3 h w"]) -> Float32[Tensor, "b c latent_h latent_w"]:
+        """Images in [0, 1] to scaled latents, differentiable in the images."""
         ...
 
-    def predict_noise(self, noisy: Tensor, timesteps: Tensor, condition: Condition, guidance_scale: float) -> Tensor:
-        """The guided noise prediction, float32 [b, c, h', w'], for noisy latents at timesteps int64 [b]."""
+    def predict_noise(
+        self, noisy: Float[Tensor, "b c h w"], timesteps: Int64[Tensor, "b"], condition: Condition, guidance_scale: float
+    ) -> Float32[Tensor, "b c h w"]:
+        """The guided noise prediction for noisy latents."""
         ...

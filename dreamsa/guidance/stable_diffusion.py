@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from jaxtyping import Float, Float32, Int64
 from torch import Tensor
 
 from dreamsa.guidance.score_model import Condition
@@ -177,10 +178,7 @@ class StableDiffusion:
         local = config.offline or kind == "folder"
         try:
             if kind == "file":
-                pipeline = diffusers.StableDiffusionPipeline.from_single_file(
-                    where, config=config.parts, local_files_only=config.offline, dtype=dtype, safety_checker=None
-                )
-                parts = {name: getattr(pipeline, name) for name in ("tokenizer", "text_encoder", "vae", "unet", "scheduler")}
+                parts = _single_file_parts(where, config, dtype)
             else:
                 common = {"local_files_only": local, **({"revision": config.revision} if kind == "hub" else {})}
                 weights = {**common, "use_safetensors": True, "dtype": dtype}
@@ -205,8 +203,8 @@ class StableDiffusion:
         return cls(**parts, device=device, offload=config.cpu_offload, source=where)
 
     @torch.no_grad()
-    def embed(self, texts: list[str]) -> Tensor:
-        """Text embeddings [n, tokens, width]. A text beyond the model's length is cut, with a warning that shows the rest."""
+    def embed(self, texts: list[str]) -> Float[Tensor, "n tokens width"]:
+        """Text embeddings. A text beyond the model's length is cut, with a warning that shows the rest."""
         longest = self.tokenizer.model_max_length
         for text in texts:
             ids = self.tokenizer(text, verbose=False).input_ids
@@ -218,8 +216,8 @@ class StableDiffusion:
         tokens = self.tokenizer(texts, padding="max_length", max_length=longest, truncation=True, return_tensors="pt")
         return self.text_encoder(tokens.input_ids.to(self.text_encoder.device)).last_hidden_state.to(self.device)
 
-    def encode(self, images: Tensor) -> Tensor:
-        """Scaled latents, float32, differentiable in the images [b, 3, h, w]; images of another size are resized.
+    def encode(self, images: Float[Tensor, "b 3 h w"]) -> Float32[Tensor, "b c latent_h latent_w"]:
+        """Scaled latents, differentiable in the images; images of another size are resized.
 
         An AutoencoderKL gives its posterior's mean: the spread is far below any timestep's noise, and a mean needs no generator.
         """
@@ -232,8 +230,10 @@ class StableDiffusion:
         return latents.float() * self.vae.config.scaling_factor
 
     @torch.no_grad()
-    def predict_noise(self, noisy: Tensor, timesteps: Tensor, condition: Condition, guidance_scale: float) -> Tensor:
-        """One UNet call on the batch (unconditional, conditional, unwanted...); float32."""
+    def predict_noise(
+        self, noisy: Float[Tensor, "b c h w"], timesteps: Int64[Tensor, "b"], condition: Condition, guidance_scale: float
+    ) -> Float32[Tensor, "b c h w"]:
+        """One UNet call on the batch (unconditional, conditional, unwanted...)."""
         texts = [condition.negative, condition.positive]
         if condition.unwanted is not None:
             texts += list(condition.unwanted.unbind(1))
@@ -250,6 +250,37 @@ class StableDiffusion:
             return classifier_free_guidance(unconditional, conditional, guidance_scale)
         negatives = torch.stack(unwanted, dim=1)
         return perpendicular_guidance(unconditional, conditional, negatives, condition.unwanted_weights, guidance_scale)
+
+
+def _single_file_parts(path: str, config: ModelConfig, dtype: torch.dtype) -> dict[str, Any]:
+    """The parts of a .safetensors file in Stable Diffusion's original layout; configurations and tokenizer from `config.parts`, else from
+    the Hub id that diffusers names for such weights.
+
+    diffusers' own pipeline loader would import what the parts' `model_index.json` names, and ask the Hub even when told not to.
+    """
+    import diffusers
+    import transformers
+    from diffusers.loaders import single_file_utils as single_file
+    from huggingface_hub import snapshot_download
+
+    weights: Any = single_file.load_single_file_checkpoint(path)
+    folder = config.parts or single_file.fetch_diffusers_config(weights)["pretrained_model_name_or_path"]
+    if not Path(folder).is_dir():
+        folder = snapshot_download(folder, allow_patterns=["*.json", "*.txt"], local_files_only=config.offline)
+    common: dict[str, Any] = {"local_files_only": True}
+    told: dict[str, Any] = {**common, "config": str(folder), "dtype": dtype}
+    try:
+        return {
+            "tokenizer": transformers.CLIPTokenizer.from_pretrained(folder, subfolder="tokenizer", **common),
+            "text_encoder": single_file.create_diffusers_clip_model_from_ldm(
+                transformers.CLIPTextModel, weights, "text_encoder", str(folder), dtype, **common
+            ),
+            "vae": diffusers.AutoencoderKL.from_single_file(weights, subfolder="vae", **told),
+            "unet": diffusers.UNet2DConditionModel.from_single_file(weights, subfolder="unet", **told),
+            "scheduler": diffusers.DDIMScheduler.from_pretrained(folder, subfolder="scheduler", **common),
+        }
+    except single_file.SingleFileComponentError as error:
+        raise ValueError(str(error)) from error
 
 
 def _downscaling(vae: Any) -> int:

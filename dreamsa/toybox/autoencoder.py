@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from diffusers import AutoencoderTiny
+from jaxtyping import Float16
 from torch import Tensor
 
 from dreamsa.randomness import generator_for, seed_for
@@ -52,8 +53,8 @@ def train_autoencoder(
 
 
 @torch.no_grad()
-def encode_pictures(model: AutoencoderTiny, pictures: Pictures, seed: int, batch: int = 64) -> Tensor:
-    """Latents of every picture over a grey background of its own, float16 [n, 8, 16, 16], not yet scaled."""
+def encode_pictures(model: AutoencoderTiny, pictures: Pictures, seed: int, batch: int = 64) -> Float16[Tensor, "n 8 16 16"]:
+    """Latents of every picture over a grey background of its own, not yet scaled."""
     rng = np.random.default_rng(seed_for(seed, 0, "latent backgrounds"))
     chunks = []
     for start in range(0, len(pictures), batch):

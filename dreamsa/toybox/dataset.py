@@ -5,6 +5,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from jaxtyping import Float, Float32, Int, Int16, UInt8
+from torch import Tensor
 
 from dreamsa.guidance.prompts import VIEWS, view_of
 from dreamsa.randomness import seed_for
@@ -27,14 +29,14 @@ JUDGE_CAMERA = CameraConfig(elevation_deg=(-10.0, 90.0), distance=(1.3, 2.2), fo
 class Pictures:
     """Labelled pictures. Premultiplied, so that any background can be put behind them."""
 
-    rgba: np.ndarray  # uint8 [n, 64, 64, 4], colour times opacity
-    labels: np.ndarray  # int16 [n, 3]: object, colour (0 = natural), view
+    rgba: UInt8[np.ndarray, "n h w 4"]  # colour times opacity
+    labels: Int16[np.ndarray, "n 3"]  # object, colour (0 = natural), view
 
     def __len__(self) -> int:
         return len(self.labels)
 
-    def over(self, index: np.ndarray, background: np.ndarray) -> torch.Tensor:
-        """Pictures `index` over `background` (broadcast to [b, h, w, 3], in [0, 1]): float32 [b, 3, h, w] in [0, 1]."""
+    def over(self, index: Int[np.ndarray, "b"], background: Float[np.ndarray, "#b #h #w 3"]) -> Float32[Tensor, "b 3 h w"]:
+        """Pictures `index` over `background`, all in [0, 1]."""
         rgba = self.rgba[index].astype(np.float32) / 255
         rgb = rgba[..., :3] + (1 - rgba[..., 3:]) * background
         return torch.from_numpy(np.ascontiguousarray(np.moveaxis(rgb, -1, 1), dtype=np.float32))
@@ -87,14 +89,16 @@ def cached_pictures(folder: Path, count: int, seed: int, judge: bool = False, sh
     return Pictures(np.concatenate([s.rgba for s in shards]), np.concatenate([s.labels for s in shards]))
 
 
-def grey_backgrounds(count: int, rng: np.random.Generator) -> np.ndarray:
-    """Plain backgrounds [count, 1, 1, 3], from dark to light grey with a slight tint: the ones the diffusion model knows."""
-    grey = rng.uniform(0.25, 0.95, (count, 1, 1, 1)) + rng.normal(0, 0.03, (count, 1, 1, 3))
+def grey_backgrounds(count: int, rng: np.random.Generator) -> Float32[np.ndarray, "{count} 1 1 3"]:
+    """Plain backgrounds, from dark to light grey with a slight tint: the ones the diffusion model knows."""
+    grey = rng.uniform(0.25, 0.95, (count, 1, 1, 1)) + rng.normal(0, 0.08, (count, 1, 1, 3))
     return np.clip(grey, 0, 1).astype(np.float32)
 
 
-def wild_backgrounds(count: int, rng: np.random.Generator, resolution: int = 64) -> np.ndarray:
-    """Gradients between any two colours with some noise [count, h, w, 3]: the judge's."""
+def wild_backgrounds(
+    count: int, rng: np.random.Generator, resolution: int = 64
+) -> Float32[np.ndarray, "{count} {resolution} {resolution} 3"]:
+    """Gradients between any two colours with some noise: the judge's."""
     a, b = rng.random((2, count, 1, 1, 3))
     angle = rng.uniform(0, 2 * np.pi, (count, 1, 1))
     y, x = np.mgrid[-0.5 : 0.5 : resolution * 1j, -0.5 : 0.5 : resolution * 1j]

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import Float, Float32, Int, Int64
 from safetensors.torch import load_file
 from torch import Tensor
 from transformers import (
@@ -23,7 +24,7 @@ from transformers import (
 
 from dreamsa.guidance.prompts import VIEWS
 from dreamsa.randomness import seed_for
-from dreamsa.toybox.captions import caption
+from dreamsa.toybox.captions import LOOK_ALIKE, caption
 from dreamsa.toybox.dataset import COLOUR_NAMES, NAMES, Pictures, wild_backgrounds
 from dreamsa.toybox.fit import FitConfig, FitStep, fit
 from dreamsa.toybox.shapes import COLOUR_SYNONYMS
@@ -31,25 +32,26 @@ from dreamsa.toybox.tokenizer import MAX_LENGTH
 
 TEXT_WIDTH = 128
 
-PHRASES: tuple[list[str], ...] = (
-    list(NAMES),
-    [name or "natural" for name in COLOUR_NAMES],
-    [f"{view} view" for view in VIEWS],
-)
+VIEW_PHRASES = [f"{view} view" for view in VIEWS]
+PHRASES: tuple[list[str], ...] = (list(NAMES), [name or "natural" for name in COLOUR_NAMES], VIEW_PHRASES)
 """The bare words for objects, colours and views, in the order of the labels."""
 
 
 class PooledResNet(ResNetModel):
-    """transformers' ResNet with its pooled features as vectors [b, c], as VisionTextDualEncoderModel wants them."""
+    """transformers' ResNet for small pictures: no max pooling at its entrance, and pooled features as vectors."""
 
-    def forward(self, pixel_values: Tensor, **kwargs: Any) -> Any:
+    def __init__(self, config: ResNetConfig) -> None:
+        super().__init__(config)
+        self.embedder.pooler = torch.nn.Identity()
+
+    def forward(self, pixel_values: Float[Tensor, "b 3 h w"], **kwargs: Any) -> Any:
         out = super().forward(pixel_values)
         out.pooler_output = out.pooler_output.flatten(1)
         return out
 
 
 def new_dual_encoder(tokenizer: CLIPTokenizer) -> VisionTextDualEncoderModel:
-    """A three-stage ResNet and a three-layer CLIP text tower."""
+    """A four-stage ResNet and a three-layer CLIP text tower."""
     text = CLIPTextConfig(
         vocab_size=len(tokenizer),
         hidden_size=TEXT_WIDTH,
@@ -62,7 +64,7 @@ def new_dual_encoder(tokenizer: CLIPTokenizer) -> VisionTextDualEncoderModel:
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
     )
-    vision = ResNetConfig(num_channels=3, embedding_size=32, hidden_sizes=[48, 96, 192], depths=[2, 2, 2], layer_type="basic")
+    vision = ResNetConfig(num_channels=3, embedding_size=32, hidden_sizes=[32, 64, 128, 192], depths=[1, 2, 2, 2], layer_type="basic")
     vision.hidden_size = 192  # of the last stage, where VisionTextDualEncoderModel looks for it
     return VisionTextDualEncoderModel(vision_model=PooledResNet(vision), text_model=CLIPTextModel(text))
 
@@ -75,12 +77,12 @@ def load_dual_encoder(folder: Path | str) -> VisionTextDualEncoderModel:
     return model.float().eval()
 
 
-def tokenize(tokenizer: CLIPTokenizer, texts: Sequence[str], length: int = MAX_LENGTH) -> Tensor:
-    """Token ids [texts, length], padded and truncated."""
+def tokenize(tokenizer: CLIPTokenizer, texts: Sequence[str], length: int = MAX_LENGTH) -> Int64[Tensor, "n {length}"]:
+    """Token ids, padded and truncated."""
     return tokenizer(list(texts), padding="max_length", truncation=True, max_length=length, return_tensors="pt").input_ids
 
 
-def random_captions(labels: np.ndarray, rng: np.random.Generator) -> list[str]:
+def random_captions(labels: Int[np.ndarray, "n 3"], rng: np.random.Generator) -> list[str]:
     """One caption per label: the view is left out of a quarter, black is sometimes written for ebony, and so on."""
     texts = []
     for name, colour, view in labels:
@@ -90,6 +92,16 @@ def random_captions(labels: np.ndarray, rng: np.random.Generator) -> list[str]:
         text = caption(NAMES[name], word, VIEWS[view] if rng.random() < 0.75 else None)
         texts.append("the" + text[text.index(" ") :] if rng.random() < 0.1 else text)
     return texts
+
+
+def _moved(rgba: np.ndarray, rng: np.random.Generator, most: int = 4) -> np.ndarray:
+    """Half of the pictures [n, h, w, 4] mirrored, which keeps object, colour and view; each shifted by up to `most` pixels."""
+    padded = np.pad(rgba, ((0, 0), (most, most), (most, most), (0, 0)))
+    size, moved = rgba.shape[1], np.empty_like(rgba)
+    for i, (y, x) in enumerate(rng.integers(0, 2 * most + 1, (len(rgba), 2))):
+        one = padded[i, y : y + size, x : x + size]
+        moved[i] = one[:, ::-1] if rng.random() < 0.5 else one
+    return moved
 
 
 def _blurred(images: Tensor, rng: np.random.Generator) -> Tensor:
@@ -112,22 +124,26 @@ def train_dual_encoder(
 ) -> Iterator[FitStep]:
     """Cross-entropy both ways over the batch, pictures whose captions are equal sharing the target; and, picture to text,
     over the bare words for the object ("rabbit"), the colour ("purple") and the view ("side view")."""
+    model.vision_model.to(memory_format=torch.channels_last)
     phrases = [tokenize(tokenizer, texts).to(model.device) for texts in PHRASES]
     cross_entropy = torch.nn.functional.cross_entropy
 
     def loss_at(step: int) -> Tensor:
         rng = np.random.default_rng(seed_for(seed, step, "dual encoder"))
         index = rng.integers(len(pictures), size=batch)
-        images = _blurred(pictures.over(index, wild_backgrounds(batch, rng)), rng)
+        chosen = Pictures(_moved(pictures.rgba[index], rng), pictures.labels[index])
+        images = _blurred(chosen.over(np.arange(batch), wild_backgrounds(batch, rng)), rng)
         texts = random_captions(pictures.labels[index], rng)
-        image_features, text_features = features(model, images.to(model.device), tokenize(tokenizer, texts).to(model.device))
+        image_features, text_features = features(
+            model, images.to(model.device, memory_format=torch.channels_last), tokenize(tokenizer, texts).to(model.device)
+        )
         scale = model.logit_scale.clamp(max=4.6).exp()
         logits = scale * image_features @ text_features.T
         same = torch.tensor([[a == b for b in texts] for a in texts], dtype=torch.float32, device=logits.device)
         same = same / same.sum(1, keepdim=True)
         loss = (cross_entropy(logits.float(), same) + cross_entropy(logits.T.float(), same)) / 2
         for kind, tokens in enumerate(phrases):
-            targets = torch.from_numpy(pictures.labels[index, kind]).long().to(logits.device)
+            targets = torch.from_numpy(targets_of(pictures.labels[index], kind)).to(logits.device)
             words = torch.nn.functional.normalize(model.get_text_features(tokens).pooler_output.float(), dim=-1)
             loss = loss + cross_entropy((scale * image_features @ words.T).float(), targets)
         return loss
@@ -135,8 +151,18 @@ def train_dual_encoder(
     yield from fit(folder, model, loss_at, config)
 
 
-def features(model: VisionTextDualEncoderModel, images: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
-    """Unit feature vectors of images [b, 3, h, w] in [0, 1] and of token ids [n, length]."""
+def targets_of(labels: Int[np.ndarray, "n 3"], kind: int) -> Int64[np.ndarray, "n"]:
+    """The labels' classes of one kind; views that nobody can tell are -100, which cross-entropy leaves out."""
+    targets = labels[:, kind].astype(np.int64)
+    if PHRASES[kind] is VIEW_PHRASES:
+        targets[[NAMES[name] in LOOK_ALIKE for name in labels[:, 0]]] = -100
+    return targets
+
+
+def features(
+    model: VisionTextDualEncoderModel, images: Float[Tensor, "b 3 h w"], tokens: Int[Tensor, "n length"]
+) -> tuple[Float32[Tensor, "b d"], Float32[Tensor, "n d"]]:
+    """Unit feature vectors of images in [0, 1] and of token ids."""
     image = model.get_image_features(images * 2 - 1).pooler_output
     text = model.get_text_features(tokens).pooler_output
     return torch.nn.functional.normalize(image.float(), dim=-1), torch.nn.functional.normalize(text.float(), dim=-1)

@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from dreamsa.evaluate.judge import Judge
 from dreamsa.export.video import contact_sheet, write_png
@@ -65,7 +67,7 @@ def evaluate_model(
     return table
 
 
-def score(judge: Judge, images: torch.Tensor, asks: list[Ask]) -> dict[str, Any]:
+def score(judge: Judge, images: Float[Tensor, "n 3 h w"], asks: list[Ask]) -> dict[str, Any]:
     """Shares of right answers, and the objects that went wrong most. Views count for objects that have a front."""
     verdict = judge(images)
     right = {

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from dreamsa import checkpoint
@@ -41,7 +42,7 @@ def cosine_lr(step: int, config: FitConfig) -> float:
     return config.lr * (0.05 + 0.95 * 0.5 * (1 + cos(pi * min(progress, 1))))
 
 
-def fit(folder: Path, model: nn.Module, loss_at: Callable[[int], Tensor], config: FitConfig) -> Iterator[FitStep]:
+def fit(folder: Path, model: nn.Module, loss_at: Callable[[int], Float[Tensor, ""]], config: FitConfig) -> Iterator[FitStep]:
     """Train `model` on `loss_at(step)`; go on from the newest checkpoint in `folder`; leave `model` with averaged weights.
 
     Yields once per `log_every` steps. Writes `folder/log.jsonl` and keeps the two newest checkpoints in `folder/checkpoints`.

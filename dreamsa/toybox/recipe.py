@@ -4,9 +4,10 @@ pictures -> text (contrastive text tower) -> autoencoder -> diffusion -> FOLDER/
 Every stage goes on where an earlier call stopped, and a finished stage is not run again.
 """
 
-# pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportCallIssue=false, reportOptionalMemberAccess=false
+# pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportCallIssue=false, reportOptionalMemberAccess=false, reportReturnType=false
 # (decorators of diffusers and transformers hide their own types)
 
+import hashlib
 import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -14,23 +15,24 @@ from typing import Literal
 
 import numpy as np
 import torch
-from diffusers import AutoencoderTiny
-from transformers import CLIPTokenizer, VisionTextDualEncoderModel
+from diffusers import AutoencoderTiny, UNet2DConditionModel
+from safetensors.torch import load_file, save_file
+from transformers import CLIPTextModel, CLIPTokenizer
 
 from dreamsa import __version__
 from dreamsa.guidance.stable_diffusion import VOCABULARY
 from dreamsa.toybox.autoencoder import encode_pictures, new_autoencoder, reconstruction_psnr, train_autoencoder
 from dreamsa.toybox.captions import HELD_OUT
 from dreamsa.toybox.dataset import Pictures, cached_pictures
-from dreamsa.toybox.diffusion import Captioner, assemble, new_unet, train_unet
-from dreamsa.toybox.dual_encoder import new_dual_encoder, train_dual_encoder
+from dreamsa.toybox.diffusion import assemble, new_unet, train_diffusion
+from dreamsa.toybox.dual_encoder import load_dual_encoder, new_dual_encoder, train_dual_encoder
 from dreamsa.toybox.fit import FitConfig, FitStep
 from dreamsa.toybox.shapes import COLOURS, TOYS
 from dreamsa.toybox.tokenizer import new_tokenizer
 
 Stage = Literal["all", "pictures", "text", "autoencoder", "diffusion", "judge"]
 
-STEPS: dict[str, int] = {"text": 1500, "autoencoder": 3500, "diffusion": 6000, "judge": 2200}
+STEPS: dict[str, int] = {"text": 1500, "autoencoder": 3500, "diffusion": 12_000, "judge": 7500}
 LEARNING_RATES: dict[str, float] = {"text": 1e-3, "autoencoder": 2e-3, "diffusion": 6e-4, "judge": 1e-3}
 
 
@@ -40,8 +42,14 @@ def fit_config(stage: str, steps: int | None) -> FitConfig:
     return FitConfig(steps or STEPS[stage], LEARNING_RATES[stage], warmup, ema, bfloat16=True)
 
 
-def train_toybox(folder: Path, stage: Stage, steps: int | None, pictures: int, seed: int, device: str) -> Iterator[str]:
+def train_toybox(
+    folder: Path, stage: Stage, steps: int | None, pictures: int, seed: int, device: str, start: Path | None = None
+) -> Iterator[str]:
     """Run one stage, or all in order; yields lines that tell how it goes.
+
+    Args:
+        start: A folder with a finished `toybox-sd`, such as `assets`: its text tower and autoencoder are taken as they are, and the UNet
+            goes on from its weights.
 
     Raises:
         ValueError: A stage whose inputs are not there yet.
@@ -50,6 +58,10 @@ def train_toybox(folder: Path, stage: Stage, steps: int | None, pictures: int, s
         raise ValueError(f"pictures must lie in [1, 10000000], got {pictures}.")
     where = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
     stages: Iterable[str] = ("pictures", "text", "autoencoder", "diffusion", "judge") if stage == "all" else (stage,)
+    if start is not None:
+        if not (start / "toybox-sd" / "model_index.json").is_file():
+            raise ValueError(f"There is no finished model to start from at {start / 'toybox-sd'}. Give a folder that holds toybox-sd.")
+        stages = [one for one in stages if one not in ("text", "autoencoder")]
     for one in stages:
         yield f"{one}: starts"
         if one == "pictures":
@@ -59,7 +71,7 @@ def train_toybox(folder: Path, stage: Stage, steps: int | None, pictures: int, s
         elif one == "autoencoder":
             yield from _autoencoder(folder, _pictures(folder, pictures, seed), steps, seed, where)
         elif one == "diffusion":
-            yield from _diffusion(folder, _pictures(folder, pictures, seed), steps, seed, where)
+            yield from _diffusion(folder, _pictures(folder, pictures, seed), steps, seed, where, start and start / "toybox-sd")
         else:
             renders = cached_pictures(folder / "pictures", pictures, seed + 1, judge=True)
             yield from _dual_encoder(folder / "judge", "judge", renders, steps, seed + 1, where, folder / "toybox-clip")
@@ -97,22 +109,51 @@ def _autoencoder(folder: Path, pictures: Pictures, steps: int | None, seed: int,
     yield f"autoencoder: reconstructs with {reconstruction_psnr(model, pictures, seed):.1f} dB"
 
 
-def _diffusion(folder: Path, pictures: Pictures, steps: int | None, seed: int, device: torch.device) -> Iterator[str]:
+def _ingredients(folder: Path, start: Path | None) -> tuple[CLIPTokenizer, CLIPTextModel, AutoencoderTiny, UNet2DConditionModel]:
+    """Text tower and autoencoder of the earlier stages and a new UNet; or all of them from a finished model."""
+    if start is not None:
+        return (
+            CLIPTokenizer.from_pretrained(start, subfolder="tokenizer"),
+            CLIPTextModel.from_pretrained(start, subfolder="text_encoder", dtype=torch.float32),
+            AutoencoderTiny.from_pretrained(start, subfolder="vae", torch_dtype=torch.float32),
+            UNet2DConditionModel.from_pretrained(start, subfolder="unet", torch_dtype=torch.float32),
+        )
     for needed in ("text", "autoencoder"):
         if not (folder / needed / "final").is_dir():
             raise ValueError(f"The stage diffusion needs the stage {needed} first: dreamsa toybox train {folder} --stage {needed}")
-    torch.manual_seed(seed)
     tokenizer = CLIPTokenizer.from_pretrained(folder / "text" / "final")
-    text_encoder = VisionTextDualEncoderModel.from_pretrained(folder / "text" / "final", dtype=torch.float32).text_model
-    autoencoder = AutoencoderTiny.from_pretrained(folder / "autoencoder" / "final")
-    latents = torch.cat([encode_pictures(autoencoder, pictures, seed + i) for i in range(2)])  # two backgrounds each
+    return (
+        tokenizer,
+        load_dual_encoder(folder / "text" / "final").text_model,
+        AutoencoderTiny.from_pretrained(folder / "autoencoder" / "final"),
+        new_unet(),
+    )
+
+
+def _cached_latents(folder: Path, autoencoder: AutoencoderTiny, pictures: Pictures, seed: int, copies: int = 2) -> torch.Tensor:
+    """Latents of every picture over `copies` backgrounds, float16 [copies * n, 8, 16, 16]; kept under a name that tells what they came from."""
+    weights = b"".join(value.float().cpu().numpy().tobytes() for value in autoencoder.state_dict().values())
+    path = folder / f"{len(pictures)}-{seed}-{hashlib.sha256(weights).hexdigest()[:12]}.safetensors"
+    if not path.exists():
+        latents = torch.cat([encode_pictures(autoencoder, pictures, seed + i) for i in range(copies)])
+        folder.mkdir(parents=True, exist_ok=True)
+        save_file({"latents": latents}, path.with_suffix(".part"))
+        path.with_suffix(".part").replace(path)
+    return load_file(path)["latents"]
+
+
+def _diffusion(
+    folder: Path, pictures: Pictures, steps: int | None, seed: int, device: torch.device, start: Path | None = None
+) -> Iterator[str]:
+    torch.manual_seed(seed)
+    tokenizer, text_encoder, autoencoder, unet = _ingredients(folder, start)
+    latents = _cached_latents(folder / "latents", autoencoder, pictures, seed)
     scale = float(latents.float().std())
     autoencoder.register_to_config(scaling_factor=1 / scale)
     yield f"diffusion: {len(latents)} latents with standard deviation {scale:.3f}"
-    unet = new_unet().to(device)
-    captioner, labels = Captioner(tokenizer, text_encoder.to(device)), np.concatenate([pictures.labels] * 2)
-    scaled = (latents.float() / scale).half()
-    yield from _told("diffusion", train_unet(folder / "diffusion", unet, captioner, scaled, labels, fit_config("diffusion", steps), seed))
+    scaled, labels = (latents.float() / scale).half(), np.concatenate([pictures.labels] * 2)
+    towers = (unet.to(device), text_encoder.to(device), tokenizer)
+    yield from _told("diffusion", train_diffusion(folder / "diffusion", *towers, scaled, labels, fit_config("diffusion", steps), seed))
     out = folder / "toybox-sd"
     pipeline = assemble(tokenizer, text_encoder.cpu(), autoencoder.half(), unet.cpu().half())
     pipeline.save_pretrained(out)  # the text tower in float32: transformers keeps a file's dtype where diffusers makes it float32

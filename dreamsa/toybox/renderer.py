@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from jaxtyping import Float, Float32, UInt8
 from numba import njit, prange
 from torch import Tensor
 
@@ -23,9 +24,9 @@ class Light:
 
 
 class Render(NamedTuple):
-    rgb: np.ndarray  # float32 [b, 3, h, w] in [0, 1], over the background
-    opacity: np.ndarray  # float32 [b, h, w] in [0, 1]
-    depth: np.ndarray  # float32 [b, h, w], world units along the ray; 0 where opacity is 0
+    rgb: Float32[np.ndarray, "b 3 h w"]  # in [0, 1], over the background
+    opacity: Float32[np.ndarray, "b h w"]  # in [0, 1]
+    depth: Float32[np.ndarray, "b h w"]  # world units along the ray; 0 where opacity is 0
 
 
 @njit(cache=True, parallel=True)
@@ -64,14 +65,14 @@ def render_solid(
     solid: Solid,
     cameras: Cameras,
     resolution: int = 64,
-    background: np.ndarray | Tensor | float = 1.0,
+    background: Float[np.ndarray, "b 3"] | Float[Tensor, "b 3"] | float = 1.0,
     light: Light = Light(),
     supersample: int = 2,
 ) -> Render:
     """Render one object from each camera.
 
     Args:
-        background: A grey in [0, 1], or one colour per camera [b, 3].
+        background: A grey in [0, 1], or one colour per camera.
         supersample: Rays per pixel side; colours and opacity are averaged, depth is the mean over the rays that hit.
     """
     size = resolution * supersample
@@ -88,7 +89,7 @@ def render_solid(
     return Render(rgb, opacity, np.where(opacity > 0, depth / np.maximum(opacity, 1e-6), 0))
 
 
-def to_uint8(images: np.ndarray | Tensor) -> np.ndarray:
-    """[..., 3, h, w] in [0, 1] to uint8 [..., h, w, 3]."""
+def to_uint8(images: Float[np.ndarray, "*b 3 h w"] | Float[Tensor, "*b 3 h w"]) -> UInt8[np.ndarray, "*b h w 3"]:
+    """Images in [0, 1] to bytes."""
     values = images.detach().cpu().numpy() if isinstance(images, torch.Tensor) else images
     return np.moveaxis((np.clip(values, 0, 1) * 255 + 0.5).astype(np.uint8), -3, -1)

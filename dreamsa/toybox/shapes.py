@@ -10,6 +10,7 @@ from math import cos, pi, radians, sin
 from typing import NamedTuple
 
 import numpy as np
+from jaxtyping import Float, Float64, Int64
 from numba import njit, prange
 
 Vec = tuple[float, float, float]
@@ -69,9 +70,9 @@ class Toy:
 class Solid(NamedTuple):
     """A built object: one row per primitive, ready for the kernels."""
 
-    kinds: np.ndarray  # int64 [parts]
-    rows: np.ndarray  # float64 [parts, 20]: centre 3, rotation 9, size 4, blend, cut, 2 unused
-    colours: np.ndarray  # float64 [parts, 3]
+    kinds: Int64[np.ndarray, "parts"]
+    rows: Float64[np.ndarray, "parts 20"]  # centre 3, rotation 9, size 4, blend, cut, 2 unused
+    colours: Float64[np.ndarray, "parts 3"]
     reach: float  # radius of a ball around the origin that holds it
 
 
@@ -468,6 +469,6 @@ def _distances(kinds, rows, points):
     return out
 
 
-def distances(solid: Solid, points: np.ndarray) -> np.ndarray:
-    """Signed distances [n] of points [n, 3] to an object: negative inside, never larger in magnitude than 1.7 times the true one."""
+def distances(solid: Solid, points: Float[np.ndarray, "n 3"]) -> Float64[np.ndarray, "n"]:
+    """Signed distances of points to an object: negative inside, never larger in magnitude than 1.7 times the true one."""
     return _distances(solid.kinds, solid.rows, np.ascontiguousarray(points, dtype=np.float64))

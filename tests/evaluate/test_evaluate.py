@@ -123,7 +123,7 @@ def test_the_quality_table_shows_every_run():
 
 def test_real_scenes_are_read(shared_data):
     photographs = load_photographs(shared_data / "nerf" / "mic_100.npz", "test")
-    assert photographs.rgb.shape == (200, 100, 100, 3)
+    assert photographs.rgba.shape == (200, 100, 100, 4)
     centre = (photographs.origins[0, 50, 50] + photographs.directions[0, 50, 50] * photographs.origins[0, 50, 50].norm()).norm()
     assert centre < 0.2  # the cameras look at the middle
     with pytest.raises(ValueError, match="not a NeRF scene file"):

@@ -41,11 +41,17 @@ def test_without_ffmpeg_nothing_half_written_is_left(tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
-def test_a_writer_that_fails_leaves_the_old_file(tmp_path):
+def test_a_full_disk_leaves_the_old_file(tmp_path, monkeypatch):
     write_png(FRAMES[0], tmp_path / "a.png")
     before = (tmp_path / "a.png").read_bytes()
-    with pytest.raises(TypeError):
-        write_png(FRAMES[0].astype(np.complex64), tmp_path / "a.png")  # pyright: ignore
+
+    def half(picture, path):
+        path.write_bytes(before[:20])
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Image.Image, "save", half)
+    with pytest.raises(OSError, match="No space left"):
+        write_png(FRAMES[1], tmp_path / "a.png")
     assert (tmp_path / "a.png").read_bytes() == before
     assert [p.name for p in tmp_path.iterdir()] == ["a.png"]
 

@@ -2,9 +2,10 @@ import pytest
 import torch
 
 from dreamsa.guidance.prompts import VIEWS, ViewConfig, ViewPrompt, check_prompt, perpendicular_weights, view_of, view_weights
+from dreamsa.guidance.score_model import ScoreModel
 
 
-class Spy:
+class Spy(ScoreModel):
     """A score model whose embedding of a text is a number of its own, and that remembers the texts."""
 
     def __init__(self):

@@ -5,6 +5,8 @@ import warnings
 import pytest
 import torch
 from diffusers import AutoencoderKL, AutoencoderTiny, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from huggingface_hub.errors import LocalEntryNotFoundError
+from safetensors.torch import save_file
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from dreamsa import sds
@@ -187,6 +189,107 @@ def test_the_names_in_model_index_decide_nothing(folder, tmp_path):
     index = json.loads((model / "model_index.json").read_text())
     (model / "model_index.json").write_text(json.dumps({**index, "_class_name": "evil", "unet": ["evil", "Evil"]}))
     StableDiffusion.load(ModelConfig(str(model)))
+    assert not (tmp_path / "exploded").exists()
+
+
+RESIDUAL = {
+    "norm1": "in_layers.0", "conv1": "in_layers.2", "norm2": "out_layers.0", "conv2": "out_layers.3", "time_emb_proj": "emb_layers.1",
+    "conv_shortcut": "skip_connection",
+}  # fmt: skip
+UNET = {
+    "down_blocks.0.resnets.0": "input_blocks.1.0", "down_blocks.0.downsamplers.0.conv": "input_blocks.2.0.op",
+    "down_blocks.1.resnets.0": "input_blocks.3.0", "down_blocks.1.attentions.0": "input_blocks.3.1",
+    "mid_block.resnets.0": "middle_block.0", "mid_block.attentions.0": "middle_block.1", "mid_block.resnets.1": "middle_block.2",
+    "up_blocks.0.resnets.0": "output_blocks.0.0", "up_blocks.0.attentions.0": "output_blocks.0.1",
+    "up_blocks.0.resnets.1": "output_blocks.1.0", "up_blocks.0.attentions.1": "output_blocks.1.1",
+    "up_blocks.0.upsamplers.0": "output_blocks.1.2", "up_blocks.1.resnets.0": "output_blocks.2.0", "up_blocks.1.resnets.1": "output_blocks.3.0",
+    "time_embedding.linear_1": "time_embed.0", "time_embedding.linear_2": "time_embed.2", "conv_in": "input_blocks.0.0",
+    "conv_norm_out": "out.0", "conv_out": "out.2",
+}  # fmt: skip
+VAE = {
+    "mid_block.resnets.0": "mid.block_1", "mid_block.resnets.1": "mid.block_2", "mid_block.attentions.0": "mid.attn_1",
+    "down_blocks": "down", "up_blocks.0": "up.1", "up_blocks.1": "up.0", "resnets": "block", "downsamplers.0": "downsample",
+    "upsamplers.0": "upsample", "conv_norm_out": "norm_out", "conv_shortcut": "nin_shortcut", "group_norm": "norm",
+    "to_q": "q", "to_k": "k", "to_v": "v", "to_out.0": "proj_out",
+}  # fmt: skip
+
+
+def original_layout(pipeline):
+    """The weights of `tiny_pipeline` under the names that Stable Diffusion was first published with."""
+
+    def renamed(key, *tables):
+        for table in tables:
+            for ours, original in table.items():
+                key = key.replace(ours, original)
+        return key
+
+    weights = {f"cond_stage_model.transformer.text_model.{key}": value for key, value in pipeline.text_encoder.state_dict().items()}
+    for key, value in pipeline.unet.state_dict().items():
+        weights["model.diffusion_model." + renamed(key, *([RESIDUAL] if ".resnets." in key else []), UNET)] = value
+    for key, value in pipeline.vae.state_dict().items():
+        convolution = value.ndim == 2  # attention was made of 1 x 1 convolutions
+        weights["first_stage_model." + renamed(key, VAE)] = value[:, :, None, None] if convolution else value
+    return {key: value.contiguous() for key, value in weights.items()}
+
+
+@pytest.fixture(scope="module")
+def single(tmp_path_factory):
+    """(whole folder, single file, folder with the configurations and the tokenizer only)."""
+    path, pipeline = tmp_path_factory.mktemp("single"), tiny_pipeline("v_prediction")
+    pipeline.save_pretrained(path / "whole")
+    save_file(original_layout(pipeline), path / "one.safetensors")
+    shutil.copytree(path / "whole", path / "parts", ignore=shutil.ignore_patterns("*.safetensors"))
+    return path / "whole", path / "one.safetensors", path / "parts"
+
+
+def test_a_single_file_is_the_model_of_its_folder(single, rng):
+    whole, file, parts = single
+    one, other = StableDiffusion.load(ModelConfig(str(file), parts=str(parts))), StableDiffusion.load(ModelConfig(str(whole)))
+    for name in ("text_encoder", "vae", "unet"):
+        found, wanted = getattr(one, name).state_dict(), getattr(other, name).state_dict()
+        assert found.keys() == wanted.keys()
+        assert all(torch.equal(found[key], wanted[key]) for key in wanted)
+    assert (one.predicts_v, one.image_size, one.source) == (True, other.image_size, str(file))
+    noisy, timesteps = torch.randn(2, 4, 8, 8, generator=rng), torch.tensor([40, 700])
+    predicted = [model.predict_noise(noisy, timesteps, condition(model), 7.5) for model in (one, other)]
+    torch.testing.assert_close(*predicted)
+
+
+def test_a_single_file_without_its_parts_asks_the_hub_unless_told_not_to(single, monkeypatch):
+    asked = []
+
+    def nothing(name, local_files_only, **_):
+        asked.append((name, local_files_only))
+        raise LocalEntryNotFoundError("not in the cache")
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", nothing)
+    for offline in (False, True):
+        with pytest.raises(ModelNotFound, match=r"Cannot load the model .*one.safetensors': not in the cache"):
+            StableDiffusion.load(ModelConfig(str(single[1]), offline=offline))
+    assert asked == [("stable-diffusion-v1-5/stable-diffusion-v1-5", False), ("stable-diffusion-v1-5/stable-diffusion-v1-5", True)]
+
+
+@pytest.mark.parametrize(
+    ("kept", "says"),
+    [("lora", "CLIP"), ("cond_stage_model", "AutoencoderKL|UNet2DConditionModel"), ("", "Unable to load weights")],
+)
+def test_a_single_file_that_is_no_whole_model_is_one_sentence(single, tmp_path, kept, says):
+    _, _, parts = single
+    file = tmp_path / "odd.safetensors"
+    weights = {key: value for key, value in original_layout(tiny_pipeline()).items() if key.startswith(kept)}
+    save_file(weights or {"lora": torch.ones(2)}, file) if kept else file.write_bytes(b"not weights")
+    with pytest.raises(ModelNotFound, match=f"Cannot load the model '{file}': .*({says})"):
+        StableDiffusion.load(ModelConfig(str(file), parts=str(parts)))
+
+
+def test_the_names_in_the_parts_model_index_decide_nothing(single, tmp_path, monkeypatch):
+    _, file, parts = single
+    (tmp_path / "evil.py").write_text(f"open({str(tmp_path / 'exploded')!r}, 'w')")
+    monkeypatch.syspath_prepend(tmp_path)
+    odd = shutil.copytree(parts, tmp_path / "parts")
+    index = json.loads((odd / "model_index.json").read_text())
+    (odd / "model_index.json").write_text(json.dumps({**index, "unet": ["evil", "Evil"]}))
+    StableDiffusion.load(ModelConfig(str(file), parts=str(odd)))
     assert not (tmp_path / "exploded").exists()
 
 

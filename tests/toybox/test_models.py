@@ -1,11 +1,17 @@
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import nn
 from transformers import CLIPTokenizer
 
-from dreamsa.toybox.captions import WORDS
+from dreamsa.assets import asset
+from dreamsa.toybox import recipe
+from dreamsa.toybox.captions import LOOK_ALIKE, WORDS
+from dreamsa.toybox.dataset import NAMES
+from dreamsa.toybox.dual_encoder import _moved, targets_of
 from dreamsa.toybox.fit import FitConfig, cosine_lr, fit
 from dreamsa.toybox.tokenizer import MAX_LENGTH, new_tokenizer
 
@@ -82,3 +88,61 @@ def test_a_loss_that_is_not_finite_stops_with_a_sentence(tmp_path):
     model = Line()
     with pytest.raises(RuntimeError, match="became nan at step 0"):
         list(fit(tmp_path, model, lambda step: model.a.sum() * float("nan"), FitConfig(5)))
+
+
+def test_views_that_nobody_can_tell_are_no_targets():
+    """-100 is what cross-entropy leaves out; objects and colours are always asked."""
+    labels = np.array([(name, 5, view) for name in range(len(NAMES)) for view in range(4)], np.int16)
+    views = targets_of(labels, 2)
+    alike = np.array([NAMES[name] in LOOK_ALIKE for name, _, _ in labels])
+    assert 0 < alike.sum() < len(alike)
+    assert (views[alike] == -100).all()
+    np.testing.assert_array_equal(views[~alike], labels[~alike, 2])
+    for kind in (0, 1):
+        np.testing.assert_array_equal(targets_of(labels, kind), labels[:, kind])
+
+
+def test_moved_pictures_are_shifted_and_mirrored_and_nothing_is_invented():
+    """Every one is a cut from its picture with an empty border, or that cut's mirror image: pixels stay premultiplied."""
+    pictures = np.random.default_rng(0).integers(1, 256, (40, 8, 8, 4), np.uint8)
+    moved = _moved(pictures, np.random.default_rng(1), most=2)
+    found = []
+    for before, after in zip(np.pad(pictures, ((0, 0), (2, 2), (2, 2), (0, 0))), moved, strict=True):
+        cuts = {(y, x): before[y : y + 8, x : x + 8] for y in range(5) for x in range(5)}
+        ways = [
+            (at, mirrored) for at, cut in cuts.items() for mirrored in (False, True) if (after == (cut[:, ::-1] if mirrored else cut)).all()
+        ]
+        assert len(ways) == 1
+        found += ways
+    assert {mirrored for _, mirrored in found} == {False, True}
+    assert len({at for at, _ in found}) > 10
+    np.testing.assert_array_equal(moved, _moved(pictures, np.random.default_rng(1), most=2))
+
+
+@pytest.fixture
+def told(monkeypatch):
+    """A recipe whose stages do nothing but tell what they were given."""
+    monkeypatch.setattr(recipe, "cached_pictures", lambda *given, **named: [])
+    for name in ("_dual_encoder", "_autoencoder", "_diffusion"):
+        monkeypatch.setattr(recipe, name, lambda *given, name=name: iter([f"{name} {given[-1]}"]))
+    return lambda folder, start=None: list(recipe.train_toybox(folder, "all", 1, 1, 0, "cpu", start))
+
+
+def test_a_finished_model_takes_the_place_of_the_stages_before_the_unet(told, tmp_path):
+    starts = lambda lines: [line.split(":")[0] for line in lines if line.endswith(": starts")]  # noqa: E731
+    assert starts(told(tmp_path)) == ["pictures", "text", "autoencoder", "diffusion", "judge"]
+    lines = told(tmp_path, asset("toybox-sd").parent)
+    assert starts(lines) == ["pictures", "diffusion", "judge"]
+    assert f"_diffusion {asset('toybox-sd')}" in lines
+
+
+def test_a_folder_without_a_finished_model_is_no_start(told, tmp_path):
+    with pytest.raises(ValueError, match=r"no finished model to start from at .*toybox-sd\. Give a folder that holds toybox-sd"):
+        told(tmp_path, tmp_path)
+
+
+def test_the_unet_goes_on_from_the_finished_weights_in_float32(tmp_path):
+    *_, unet = recipe._ingredients(tmp_path, asset("toybox-sd"))
+    stored = load_file(asset("toybox-sd") / "unet" / "diffusion_pytorch_model.safetensors")
+    assert unet.dtype == torch.float32
+    assert all(torch.equal(value, stored[name].float()) for name, value in unet.state_dict().items())

@@ -1,0 +1,74 @@
+"""The shapes that signatures promise are checked in every test run; see `conftest.py`."""
+
+from typing import get_type_hints
+
+import pytest
+import torch
+from jaxtyping import TypeCheckError, jaxtyped
+from tiny import tiny_config
+
+from dreamsa import sds
+from dreamsa.render.cameras import Cameras, orbit
+from dreamsa.render.volume import march, render_rays
+from dreamsa.toybox.renderer import render_solid
+from dreamsa.toybox.shapes import build
+from dreamsa.train import draw_views, new_training
+
+
+def test_noise_of_another_shape_is_refused():
+    latents, alpha_bar = torch.zeros(2, 4, 8, 8), torch.full((2,), 0.5)
+    sds.add_noise(latents, latents, alpha_bar)
+    for odd in (latents[:, :3], latents[0], latents.long()):
+        with pytest.raises(TypeCheckError, match="parameter 'noise'"):
+            sds.add_noise(latents, odd, alpha_bar)
+    with pytest.raises(TypeCheckError, match="parameter 'alpha_bar'"):
+        sds.add_noise(latents, latents, alpha_bar[:1])  # would broadcast, and noise both views alike
+
+
+@pytest.fixture(scope="module")
+def scene():
+    return new_training(tiny_config()).scene
+
+
+def cast(scene, **changed):
+    """Five rays, with what is wrong about them."""
+    origins = torch.tensor([[1.5, 0.0, 0.0]]).expand(5, 3)
+    given = {"origins": origins, "directions": -origins / 1.5, "background": torch.ones(3), "first": torch.full((5,), 0.5), **changed}
+    return render_rays(scene.field.query, scene.occupancy, config=scene.render_config, **given)
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"first": torch.zeros(1)}, {"directions": torch.ones(1, 3)}, {"background": torch.ones(1)}, {"light": torch.ones(3)}]
+)
+def test_rays_of_another_number_are_refused(scene, wrong):
+    """The numba kernels check no bounds: they would read on beyond the end of a tensor."""
+    cast(scene)
+    with pytest.raises(TypeCheckError, match=f"parameter '{next(iter(wrong))}'"):
+        cast(scene, **wrong)
+
+
+def test_cameras_are_checked_when_they_are_made():
+    one, two = orbit([0.0]), orbit([0.0, 90.0])
+    with pytest.raises(TypeCheckError, match="parameter 'focal'"):
+        Cameras(one.pose, two.focal, one.azimuth_deg, one.elevation_deg)
+
+
+def test_tuples_hold_what_their_fields_promise(scene):
+    """The hook checks functions and dataclasses, but no named tuple."""
+    config = tiny_config()
+    rng = torch.Generator().manual_seed(0)
+    points = torch.rand(7, 3, generator=rng) - 0.5
+    rays = torch.tensor([[1.5, 0.0, 0.0]]).expand(5, 3)
+    tuples = [
+        scene.field.query(points),
+        march(scene.occupancy, rays, -rays / 1.5, 0.1, torch.full((5,), 0.5), numba=True),
+        cast(scene),
+        scene.look(orbit([0.0, 90.0]), 8),
+        draw_views(config, 0, torch.device("cpu"), 1000),
+        build("mug"),
+        render_solid(build("mug"), orbit([0.0, 90.0]), 8),
+    ]
+    for made in tuples:
+        with jaxtyped("context"):
+            for name, kind in get_type_hints(type(made)).items():
+                assert isinstance(getattr(made, name), kind), f"{type(made).__name__}.{name}"
