@@ -15,7 +15,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
 
 from dreamsa import __version__, checkpoint
 from dreamsa.config import EDIT_STEPS, EditConfig, Escape, PresetName, RunConfig, edited, preset
@@ -240,7 +239,7 @@ def _work(run: Run, config: RunConfig, parent: Run | None = None, going_on: bool
         except BaseException as error:
             with suppress(OSError):  # a full disk: what failed is told by the error itself
                 run.update(status="failed", error=f"{type(error).__name__}: {error}"[:2000])
-            if isinstance(error, OSError | SafetensorError):  # safetensors has an error of its own for a full disk
+            if isinstance(error, OSError):
                 raise RunError(
                     f"Run {run.id} broke off: {error}. What it had saved is whole. When the disk can be written, go on with: "
                     f"dreamsa resume {run.id}"

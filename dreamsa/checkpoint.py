@@ -84,6 +84,9 @@ def save(folder: Path, tensors: Mapping[str, Mapping[str, Tensor]], state: Mappi
         _sync(part)
         os.rename(part, folder)
         _sync(folder.parent)
+    except SafetensorError as error:  # how safetensors says that the disk is full
+        shutil.rmtree(part, ignore_errors=True)
+        raise OSError(f"{folder} cannot be written: {error}") from error
     except BaseException:
         shutil.rmtree(part, ignore_errors=True)
         raise

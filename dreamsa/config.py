@@ -134,11 +134,11 @@ def preset(name: PresetName, prompt: str) -> RunConfig:
     if name == "toybox":
         return RunConfig(
             prompt,
-            steps=2000,
+            steps=1500,
             field=FieldConfig(radius=0.6, blob_radius=0.4),
             camera=CameraConfig((-10, 90), (0, 360), (1.4, 1.7), (0.95, 1.2), 0.02, 0.02, batch=1),
             sds=SDSConfig(guidance_scale=10.0, max_timestep=(0.98, 0.6)),
-            loss=LossConfig(),
+            optimizer=OptimizerConfig(decay=0.1),
         )
     big = FieldConfig(grid=HashGridConfig(levels=16, log2_size=19, finest=4096), hidden=64)
     weights = ModelConfig(KNOWN_MODELS[0])

@@ -84,7 +84,7 @@ def test_two_views_at_once_equal_the_sum_of_two_processes(monkeypatch):
 
 
 def test_views_that_cannot_be_shared_are_refused():
-    with pytest.raises(ValueError, match="3 views cannot be split over 2 processes"):
+    with pytest.raises(ValueError, match="camera.batch = 3 cannot be split over 2 processes"):
         train.Processes(0, 2).share(3, "camera.batch")
 
 
