@@ -5,7 +5,7 @@ import os
 import re
 import secrets
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -92,21 +92,18 @@ class Run:
         checkpoint.write_json(self.path / "run.json", {**self.record, **changes})
 
     def metrics(self) -> list[dict[str, Any]]:
-        """One dictionary per logged step."""
+        """One dictionary per logged step; a line that is being written or was cut off is left out."""
         path = self.path / "metrics.jsonl"
-        return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+        found = []
+        for line in path.read_text().splitlines() if path.exists() else []:
+            with suppress(ValueError):
+                found.append(json.loads(line))
+        return found
 
     def cut_metrics(self, step: int) -> None:
         """Drop logged steps from `step` on: they will be run again. A half-written last line goes too."""
-        path = self.path / "metrics.jsonl"
-        kept = []
-        for line in path.read_text().splitlines() if path.exists() else []:
-            try:
-                if json.loads(line)["step"] < step:
-                    kept.append(line + "\n")
-            except ValueError:
-                continue
-        checkpoint.write_atomic(path, "".join(kept).encode())
+        kept = [json.dumps(row) + "\n" for row in self.metrics() if row["step"] < step]
+        checkpoint.write_atomic(self.path / "metrics.jsonl", "".join(kept).encode())
 
     @contextmanager
     def lock(self) -> Iterator[None]:

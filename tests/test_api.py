@@ -36,6 +36,9 @@ def test_a_run_leaves_a_record_that_reruns_it(tmp_path):
     assert first.record["step"] == first.record["steps"] == 12
     assert first.record["backend"] == "numba"
     assert [m["step"] for m in first.metrics()] == [0, 10, 11]
+    with (first.path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 12, "pha')  # a process was killed while it wrote
+    assert [m["step"] for m in first.metrics()] == [0, 10, 11]
     second = api.generate(config=read_config(first.path / "config.json"), runs=tmp_path).wait()
     assert first.path != second.path
     assert scene_bytes(first) == scene_bytes(second)

@@ -61,6 +61,8 @@ def train_toybox(
     if start is not None:
         if not (start / "toybox-sd" / "model_index.json").is_file():
             raise ValueError(f"There is no finished model to start from at {start / 'toybox-sd'}. Give a folder that holds toybox-sd.")
+        if stage in ("text", "autoencoder"):
+            raise ValueError(f"With --start the stage {stage} is taken from {start}; there is nothing to train. Leave one of the two out.")
         stages = [one for one in stages if one not in ("text", "autoencoder")]
     for one in stages:
         yield f"{one}: starts"
