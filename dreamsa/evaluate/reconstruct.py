@@ -23,15 +23,15 @@ from dreamsa.render.occupancy import OccupancyGrid
 from dreamsa.render.volume import RenderConfig, render_rays
 
 FIELD = FieldConfig(
-    HashGridConfig(levels=8, features=2, log2_size=17, coarsest=16, finest=384),
+    HashGridConfig(levels=8, features=2, log2_size=18, coarsest=16, finest=192),
     hidden=64,
     radius=1.5,
     blob_density=0.0,
     view_dependent=True,
 )
-RENDER = RenderConfig(samples=320, occupancy=64, background="white")
-THRESHOLD = 5e-3
-"""Optical thickness of one step below which a cell counts as empty; Instant-NGP's is 1e-2, below which our scenes begin."""
+RENDER = RenderConfig(samples=224, occupancy=64, background="white")
+THRESHOLD = 1e-2
+"""Optical thickness of one step below which a cell counts as empty: Instant-NGP's."""
 MOST_RAYS = 8192
 
 
