@@ -35,6 +35,11 @@ class Processes:
         each = count // self.count
         return slice(self.rank * each, (self.rank + 1) * each)
 
+    def wait(self) -> None:
+        """Until all processes are here."""
+        if self.count > 1:
+            torch.distributed.barrier()
+
     def sum_(self, tensors: list[Tensor]) -> None:
         """Add tensors up over all processes, in place."""
         if self.count > 1:

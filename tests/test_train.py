@@ -182,6 +182,7 @@ def test_logged_numbers_are_signed():
 
 def test_warm_up_starts_again_at_each_reset():
     config = tiny_edit()
+    config = replace(config, optimizer=replace(config.optimizer, decay=1.0))
     factors = [rate_factor(config, s) for s in (0, 4, 5, 11)]
     assert factors == pytest.approx([0.02, 0.1, 0.02, 0.14])
     assert rate_factor(replace(config, edit=replace(config.edit, escape="plain", moments="keep")), 0) == 1.0

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from dreamsa import checkpoint
+from dreamsa.processes import Processes
 from dreamsa.randomness import generator_for
 from train_cls import run as runs
 from train_cls.compare import generations, last_scores
@@ -27,7 +28,10 @@ def train(config: TrainConfig, folder: Path, tensorboard: bool = False) -> Itera
     """Begin a run in a new folder and train it; everything is checked before the folder is made."""
     splits = load_splits(config.data, config.splits)
     runs.check(config, splits)
-    runs.new_run(folder, config)
+    processes = Processes.current()
+    if processes.rank == 0:
+        runs.new_run(folder, config)
+    processes.wait()
     return runs.continue_run(folder, splits, tensorboard=tensorboard)
 
 
