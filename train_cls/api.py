@@ -135,11 +135,7 @@ def sweep(config: TrainConfig, folder: Path, name: str, values: Sequence[Any], s
 
 
 def fitting(splits: Splits, model: Classifier) -> Splits:
-    """Images with as many channels as a network takes: grey from colours by their mean, colours from grey by repeating it.
-
-    Raises:
-        ValueError: Images too small for the network.
-    """
+    """Images with as many channels as a network takes: grey from colours by their mean, colours from grey by repeating it."""
     channels = len(model.pixels.mean)
 
     def fit(data: Dataset) -> Dataset:

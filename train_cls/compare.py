@@ -115,7 +115,7 @@ def last_scores(run: Path) -> dict[str, float]:
 
 
 def table(folder: Path, arms: Sequence[str], seeds: Sequence[int], score: str = "test accuracy") -> dict[str, dict[str, float]]:
-    """score[arm][seed] of all finished runs, and of ensembles of generations as "ARM ensemble"."""
+    """score[arm][seed] of all runs that have one."""
     found: dict[str, dict[str, float]] = {}
     for arm in arms:
         for seed in seeds:
