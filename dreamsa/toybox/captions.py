@@ -24,6 +24,9 @@ LOOK_ALIKE: frozenset[str] = frozenset(
 )
 """Objects whose front and back (and, for most, side) differ by their shading at most: nobody can tell their views."""
 
+CHIRAL: frozenset[str] = frozenset({"mug"})
+"""Objects whose front is the mirror image of their back: mirroring changes what view a picture shows."""
+
 WORDS: tuple[str, ...] = tuple(
     dict.fromkeys(" ".join((*TOYS, *COLOURS, *COLOUR_SYNONYMS, "a an the of natural front side back overhead view ,")).split())
 )

@@ -17,6 +17,9 @@ from dreamsa.toybox.shapes import COLOURS, TOYS, build
 
 NAMES = tuple(TOYS)
 COLOUR_NAMES = (None, *COLOURS)
+UNTOLD = -1
+"""The view's label where a camera stands so near the border of two views that neither name fits."""
+BORDER_DEG = 10.0
 """Index 0 is an object in its natural colours."""
 
 TOYBOX_CAMERA = CameraConfig(elevation_deg=(-10.0, 90.0), distance=(1.4, 1.7), focal=(0.95, 1.2), look_at_jitter=0.02, up_jitter=0.02)
@@ -30,7 +33,7 @@ class Pictures:
     """Labelled pictures. Premultiplied, so that any background can be put behind them."""
 
     rgba: UInt8[np.ndarray, "n h w 4"]  # colour times opacity
-    labels: Int16[np.ndarray, "n 3"]  # object, colour (0 = natural), view
+    labels: Int16[np.ndarray, "n 3"]  # object, colour (0 = natural), view (or UNTOLD)
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -40,6 +43,14 @@ class Pictures:
         rgba = self.rgba[index].astype(np.float32) / 255
         rgb = rgba[..., :3] + (1 - rgba[..., 3:]) * background
         return torch.from_numpy(np.ascontiguousarray(np.moveaxis(rgb, -1, 1), dtype=np.float32))
+
+
+def view_label(azimuth_deg: float, elevation_deg: float) -> int:
+    """Index of the view in VIEWS; UNTOLD where a turn of BORDER_DEG or less, about or up, would change its name."""
+    here = view_of(azimuth_deg, elevation_deg)
+    around = [(azimuth_deg + BORDER_DEG, elevation_deg), (azimuth_deg - BORDER_DEG, elevation_deg)]
+    around += [(azimuth_deg, elevation_deg + BORDER_DEG), (azimuth_deg, elevation_deg - BORDER_DEG)]
+    return VIEWS.index(here) if all(view_of(*angles) == here for angles in around) else UNTOLD
 
 
 def render_pictures(count: int, seed: int, judge: bool = False, resolution: int = 64) -> Pictures:
@@ -68,7 +79,7 @@ def render_pictures(count: int, seed: int, judge: bool = False, resolution: int 
         view = render_solid(solid, camera, resolution, background=0.0, light=light)
         rgba[i, :, :, :3] = to_uint8(view.rgb[0])
         rgba[i, :, :, 3] = (view.opacity[0] * 255 + 0.5).astype(np.uint8)
-        labels[i] = name, colour, VIEWS.index(view_of(float(camera.azimuth_deg), float(camera.elevation_deg)))
+        labels[i] = name, colour, view_label(float(camera.azimuth_deg), float(camera.elevation_deg))
     return Pictures(rgba, labels)
 
 

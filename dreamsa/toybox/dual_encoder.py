@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, Float32, Int, Int64
+from jaxtyping import Float, Float32, Float64, Int, Int64
 from safetensors.torch import load_file
 from torch import Tensor
 from transformers import (
@@ -24,8 +24,8 @@ from transformers import (
 
 from dreamsa.guidance.prompts import VIEWS
 from dreamsa.randomness import seed_for
-from dreamsa.toybox.captions import LOOK_ALIKE, caption
-from dreamsa.toybox.dataset import COLOUR_NAMES, NAMES, Pictures, wild_backgrounds
+from dreamsa.toybox.captions import CHIRAL, LOOK_ALIKE, caption
+from dreamsa.toybox.dataset import COLOUR_NAMES, NAMES, UNTOLD, Pictures, wild_backgrounds
 from dreamsa.toybox.fit import FitConfig, FitStep, fit
 from dreamsa.toybox.shapes import COLOUR_SYNONYMS
 from dreamsa.toybox.tokenizer import MAX_LENGTH
@@ -83,25 +83,26 @@ def tokenize(tokenizer: CLIPTokenizer, texts: Sequence[str], length: int = MAX_L
 
 
 def random_captions(labels: Int[np.ndarray, "n 3"], rng: np.random.Generator) -> list[str]:
-    """One caption per label: the view is left out of a quarter, black is sometimes written for ebony, and so on."""
+    """One caption per label: the view is left out of a tenth and where it is untold, black is sometimes written for ebony, and so on."""
     texts = []
     for name, colour, view in labels:
         word = COLOUR_NAMES[colour]
         if rng.random() < 0.4:
             word = next((other for other, meant in COLOUR_SYNONYMS.items() if meant == word), word)
-        text = caption(NAMES[name], word, VIEWS[view] if rng.random() < 0.75 else None)
+        text = caption(NAMES[name], word, VIEWS[view] if rng.random() < 0.9 and view != UNTOLD else None)
         texts.append("the" + text[text.index(" ") :] if rng.random() < 0.1 else text)
     return texts
 
 
-def _moved(rgba: np.ndarray, rng: np.random.Generator, most: int = 4) -> np.ndarray:
-    """Half of the pictures [n, h, w, 4] mirrored, which keeps object, colour and view; each shifted by up to `most` pixels."""
-    padded = np.pad(rgba, ((0, 0), (most, most), (most, most), (0, 0)))
-    size, moved = rgba.shape[1], np.empty_like(rgba)
-    for i, (y, x) in enumerate(rng.integers(0, 2 * most + 1, (len(rgba), 2))):
+def _moved(pictures: Pictures, rng: np.random.Generator, most: int = 4) -> Pictures:
+    """Half of the pictures mirrored, where that keeps object, colour and view; each shifted by up to `most` pixels."""
+    padded = np.pad(pictures.rgba, ((0, 0), (most, most), (most, most), (0, 0)))
+    size, moved = pictures.rgba.shape[1], np.empty_like(pictures.rgba)
+    for i, (y, x) in enumerate(rng.integers(0, 2 * most + 1, (len(pictures), 2))):
         one = padded[i, y : y + size, x : x + size]
-        moved[i] = one[:, ::-1] if rng.random() < 0.5 else one
-    return moved
+        mirror = rng.random() < 0.5 and NAMES[pictures.labels[i, 0]] not in CHIRAL
+        moved[i] = one[:, ::-1] if mirror else one
+    return Pictures(moved, pictures.labels)
 
 
 def _blurred(images: Tensor, rng: np.random.Generator) -> Tensor:
@@ -125,13 +126,14 @@ def train_dual_encoder(
     """Cross-entropy both ways over the batch, pictures whose captions are equal sharing the target; and, picture to text,
     over the bare words for the object ("rabbit"), the colour ("purple") and the view ("side view")."""
     model.vision_model.to(memory_format=torch.channels_last)
+    shares = draw_shares(pictures.labels)
     phrases = [tokenize(tokenizer, texts).to(model.device) for texts in PHRASES]
     cross_entropy = torch.nn.functional.cross_entropy
 
     def loss_at(step: int) -> Tensor:
         rng = np.random.default_rng(seed_for(seed, step, "dual encoder"))
-        index = rng.integers(len(pictures), size=batch)
-        chosen = Pictures(_moved(pictures.rgba[index], rng), pictures.labels[index])
+        index = rng.choice(len(pictures), size=batch, p=shares)
+        chosen = _moved(Pictures(pictures.rgba[index], pictures.labels[index]), rng)
         images = _blurred(chosen.over(np.arange(batch), wild_backgrounds(batch, rng)), rng)
         texts = random_captions(pictures.labels[index], rng)
         image_features, text_features = features(
@@ -155,8 +157,14 @@ def targets_of(labels: Int[np.ndarray, "n 3"], kind: int) -> Int64[np.ndarray, "
     """The labels' classes of one kind; views that nobody can tell are -100, which cross-entropy leaves out."""
     targets = labels[:, kind].astype(np.int64)
     if PHRASES[kind] is VIEW_PHRASES:
-        targets[[NAMES[name] in LOOK_ALIKE for name in labels[:, 0]]] = -100
+        targets[[NAMES[name] in LOOK_ALIKE or view == UNTOLD for name, _, view in labels]] = -100
     return targets
+
+
+def draw_shares(labels: Int[np.ndarray, "n 3"]) -> Float64[np.ndarray, "n"]:
+    """How often each picture is drawn, summing to 1: objects with a front twice as often, for their views are the hardest to learn."""
+    shares = np.array([1.0 if NAMES[name] in LOOK_ALIKE else 2.0 for name in labels[:, 0]])
+    return shares / shares.sum()
 
 
 def features(

@@ -48,8 +48,8 @@ def train_toybox(
     """Run one stage, or all in order; yields lines that tell how it goes.
 
     Args:
-        start: A folder with a finished `toybox-sd`, such as `assets`: its text tower and autoencoder are taken as they are, and the UNet
-            goes on from its weights.
+        start: A folder with a finished `toybox-sd` and `toybox-clip`, such as `assets`: the autoencoder is taken as it is; the UNet, its
+            text tower and the judge go on from their weights.
 
     Raises:
         ValueError: A stage whose inputs are not there yet.
@@ -69,14 +69,15 @@ def train_toybox(
         if one == "pictures":
             yield f"pictures: {len(_pictures(folder, pictures, seed))} rendered"
         elif one == "text":
-            yield from _dual_encoder(folder / "text", "text", _pictures(folder, pictures, seed), steps, seed, where)
+            yield from _dual_encoder(folder / "text", "text", _pictures(folder, pictures, seed), steps, seed, where, folder / "text" / "final")
         elif one == "autoencoder":
             yield from _autoencoder(folder, _pictures(folder, pictures, seed), steps, seed, where)
         elif one == "diffusion":
             yield from _diffusion(folder, _pictures(folder, pictures, seed), steps, seed, where, start and start / "toybox-sd")
         else:
             renders = cached_pictures(folder / "pictures", pictures, seed + 1, judge=True)
-            yield from _dual_encoder(folder / "judge", "judge", renders, steps, seed + 1, where, folder / "toybox-clip")
+            out, before = folder / "toybox-clip", start and start / "toybox-clip"
+            yield from _dual_encoder(folder / "judge", "judge", renders, steps, seed + 1, where, out, before)
 
 
 def _pictures(folder: Path, count: int, seed: int) -> Pictures:
@@ -90,12 +91,11 @@ def _told(stage: str, steps: Iterable[FitStep]) -> Iterator[str]:
 
 
 def _dual_encoder(
-    folder: Path, stage: str, pictures: Pictures, steps: int | None, seed: int, device: torch.device, out: Path | None = None
+    folder: Path, stage: str, pictures: Pictures, steps: int | None, seed: int, device: torch.device, out: Path, start: Path | None = None
 ) -> Iterator[str]:
-    out = out or folder / "final"
     torch.manual_seed(seed)
     tokenizer = new_tokenizer()
-    model = new_dual_encoder(tokenizer).to(device)
+    model = (load_dual_encoder(start) if start else new_dual_encoder(tokenizer)).to(device)
     yield from _told(stage, train_dual_encoder(folder, model, tokenizer, pictures, fit_config(stage, steps), seed))
     model.to("cpu", torch.float16).save_pretrained(out)
     tokenizer.save_pretrained(out)
