@@ -4,7 +4,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 RUNS   ?= runs
 
-.PHONY: demo test test-gpu lint
+.PHONY: demo test test-gpu test-slow lint
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -20,6 +20,9 @@ test: $(VENV)/installed lint
 
 test-gpu: $(VENV)/installed
 	$(BIN)/python -m pytest -m gpu
+
+test-slow: $(VENV)/installed
+	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -m slow
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check .

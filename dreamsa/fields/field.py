@@ -1,7 +1,7 @@
 """The field: hash grid, small MLP, and a density blob that starts it as a soft ball."""
 
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import torch
 from jaxtyping import Float
@@ -10,6 +10,9 @@ from torch import Tensor, nn
 from dreamsa.fields.directions import HARMONICS, spherical_harmonics
 from dreamsa.fields.hashgrid import BackendName, HashGridConfig, make_encode, new_table
 from dreamsa.randomness import random_linear
+
+Activation = Literal["softplus", "exp"]
+ACTIVATIONS: tuple[Activation, ...] = get_args(Activation)
 
 GEOMETRY = 15
 """Features that a view-dependent colour is computed from, besides the direction (Instant-NGP's number)."""
@@ -28,6 +31,9 @@ class FieldConfig:
     blob_density: float = 10.0
     """Height of the density bias blob_density * (1 - |x| / blob_radius) before softplus (Magic3D, arXiv:2211.10440)."""
     blob_radius: float = 0.5
+    activation: Activation = "softplus"
+    """What makes a density of the MLP's output. softplus grows slowly, which score distillation needs; exp (Instant-NGP, app. E) reaches an
+    opaque surface in few steps, for fitting photographs."""
     view_dependent: bool = False
     """Colours that change with the direction they are seen from, for fitting photographs. Score distillation wants them to stay."""
 
@@ -38,6 +44,8 @@ class FieldConfig:
             raise ValueError(f"field.radius must lie in (0, 16] world units, got {self.radius}.")
         if not 0 < self.blob_radius <= self.radius * 2:
             raise ValueError(f"field.blob_radius must lie in (0, 2 radius = {2 * self.radius}], got {self.blob_radius}.")
+        if self.activation not in ACTIVATIONS:
+            raise ValueError(f"field.activation must be one of {', '.join(ACTIVATIONS)}, got {self.activation!r}.")
         if not 0 <= self.blob_density <= 1000:
             raise ValueError(f"field.blob_density must lie in [0, 1000], got {self.blob_density}.")
 
@@ -45,6 +53,11 @@ class FieldConfig:
 class Sample(NamedTuple):
     density: Float[Tensor, "n"]  # in 1/world unit, at least 0
     rgb: Float[Tensor, "n 3"]  # in [0, 1]
+
+
+def density_of(raw: Float[Tensor, "n"], activation: Activation) -> Float[Tensor, "n"]:
+    """Densities of the MLP's outputs. The exponential stops at e^15, where half a thousandth of a unit is opaque."""
+    return nn.functional.softplus(raw) if activation == "softplus" else raw.clamp(max=15).exp()
 
 
 class HashField(nn.Module):
@@ -68,7 +81,7 @@ class HashField(nn.Module):
         encoding = self.encode(((points + radius) / (2 * radius)).clamp(0, 1), self.table)
         raw = self.out(torch.relu(self.hidden(encoding)))
         bias = self.config.blob_density * (1 - points.norm(dim=-1) / self.config.blob_radius)
-        return Sample(nn.functional.softplus(raw[:, 0] + bias), self._colour(raw[:, 1:], directions))
+        return Sample(density_of(raw[:, 0] + bias, self.config.activation), self._colour(raw[:, 1:], directions))
 
     def _colour(self, raw: Float[Tensor, "n k"], directions: Float[Tensor, "n 3"] | None) -> Float[Tensor, "n 3"]:
         if not self.config.view_dependent:

@@ -69,7 +69,9 @@ def train_toybox(
         if one == "pictures":
             yield f"pictures: {len(_pictures(folder, pictures, seed))} rendered"
         elif one == "text":
-            yield from _dual_encoder(folder / "text", "text", _pictures(folder, pictures, seed), steps, seed, where, folder / "text" / "final")
+            yield from _dual_encoder(
+                folder / "text", "text", _pictures(folder, pictures, seed), steps, seed, where, folder / "text" / "final"
+            )
         elif one == "autoencoder":
             yield from _autoencoder(folder, _pictures(folder, pictures, seed), steps, seed, where)
         elif one == "diffusion":

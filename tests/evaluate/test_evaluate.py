@@ -1,3 +1,5 @@
+import re
+
 import numpy as np
 import pytest
 import torch
@@ -7,7 +9,7 @@ from dreamsa.evaluate.bench import bench_hash_grids, torch_indexing
 from dreamsa.evaluate.geometry import geometry_of, silhouette_iou
 from dreamsa.evaluate.judge import Judge
 from dreamsa.evaluate.quality import table
-from dreamsa.evaluate.reconstruct import load_photographs
+from dreamsa.evaluate.reconstruct import load_photographs, over, reconstruct
 from dreamsa.fields.hashgrid import HashGridConfig
 from dreamsa.render.volume import View
 from dreamsa.scene import Scene
@@ -128,3 +130,26 @@ def test_real_scenes_are_read(shared_data):
     assert centre < 0.2  # the cameras look at the middle
     with pytest.raises(ValueError, match="not a NeRF scene file"):
         load_photographs(shared_data / "README.md", "test")
+
+
+def test_straight_alpha_is_composited_without_running_over(tmp_path):
+    """A half-covered red pixel over white is (1, 0.5, 0.5), as PNG's alpha means it."""
+    image = np.zeros((1, 8, 8, 4), np.uint8)
+    image[..., 0], image[..., 3] = 255, 128
+    facts = {f"{split}_{kind}": value for split in ("train", "test") for kind, value in (("images", image), ("poses", np.eye(4)[None]))}
+    np.savez(tmp_path / "scene.npz", focal=8.0, **facts)
+    photographs = load_photographs(tmp_path / "scene.npz", "train")
+    torch.testing.assert_close(over(photographs.rgba, torch.ones(3))[0, 0, 0], torch.tensor([1.0, 0.498, 0.498]), atol=1e-3, rtol=0)
+
+
+def test_the_renderer_learns_a_real_scene(shared_data):
+    """The whole chain on photographs, briefly; `make test-slow` holds lego and mic to the figures that are published."""
+    lines = list(reconstruct(shared_data / "nerf" / "mic_100.npz", steps=160, samples=2**13, views=10))
+    assert float(re.search(r"([\d.]+) dB", lines[-1])[1]) > 22
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("scene", "decibels"), [("lego_100", 29.1), ("mic_100", 29.0)])
+def test_the_renderer_reaches_its_aim_on_real_scenes(shared_data, scene, decibels):
+    *_, last = reconstruct(shared_data / "nerf" / f"{scene}.npz")
+    assert float(re.search(r"([\d.]+) dB", last)[1]) >= decibels

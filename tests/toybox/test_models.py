@@ -8,11 +8,14 @@ from torch import nn
 from transformers import CLIPTokenizer
 
 from dreamsa.assets import asset
+from dreamsa.render.cameras import orbit
 from dreamsa.toybox import recipe
 from dreamsa.toybox.captions import LOOK_ALIKE, WORDS
-from dreamsa.toybox.dataset import NAMES
-from dreamsa.toybox.dual_encoder import _moved, targets_of
+from dreamsa.toybox.dataset import NAMES, UNTOLD, Pictures
+from dreamsa.toybox.dual_encoder import _moved, draw_shares, random_captions, targets_of
 from dreamsa.toybox.fit import FitConfig, cosine_lr, fit
+from dreamsa.toybox.renderer import render_solid
+from dreamsa.toybox.shapes import build
 from dreamsa.toybox.tokenizer import MAX_LENGTH, new_tokenizer
 
 
@@ -92,12 +95,12 @@ def test_a_loss_that_is_not_finite_stops_with_a_sentence(tmp_path):
 
 def test_views_that_nobody_can_tell_are_no_targets():
     """-100 is what cross-entropy leaves out; objects and colours are always asked."""
-    labels = np.array([(name, 5, view) for name in range(len(NAMES)) for view in range(4)], np.int16)
+    labels = np.array([(name, 5, view) for name in range(len(NAMES)) for view in (UNTOLD, 0, 1, 2, 3)], np.int16)
     views = targets_of(labels, 2)
-    alike = np.array([NAMES[name] in LOOK_ALIKE for name, _, _ in labels])
-    assert 0 < alike.sum() < len(alike)
-    assert (views[alike] == -100).all()
-    np.testing.assert_array_equal(views[~alike], labels[~alike, 2])
+    untold = np.array([NAMES[name] in LOOK_ALIKE or view == UNTOLD for name, _, view in labels])
+    assert 0 < untold.sum() < len(untold)
+    assert (views[untold] == -100).all()
+    np.testing.assert_array_equal(views[~untold], labels[~untold, 2])
     for kind in (0, 1):
         np.testing.assert_array_equal(targets_of(labels, kind), labels[:, kind])
 
@@ -105,7 +108,8 @@ def test_views_that_nobody_can_tell_are_no_targets():
 def test_moved_pictures_are_shifted_and_mirrored_and_nothing_is_invented():
     """Every one is a cut from its picture with an empty border, or that cut's mirror image: pixels stay premultiplied."""
     pictures = np.random.default_rng(0).integers(1, 256, (40, 8, 8, 4), np.uint8)
-    moved = _moved(pictures, np.random.default_rng(1), most=2)
+    labels = np.array([(NAMES.index("duck"), 0, 0)] * 40, np.int16)
+    moved = _moved(Pictures(pictures, labels), np.random.default_rng(1), most=2).rgba
     found = []
     for before, after in zip(np.pad(pictures, ((0, 0), (2, 2), (2, 2), (0, 0))), moved, strict=True):
         cuts = {(y, x): before[y : y + 8, x : x + 8] for y in range(5) for x in range(5)}
@@ -116,7 +120,28 @@ def test_moved_pictures_are_shifted_and_mirrored_and_nothing_is_invented():
         found += ways
     assert {mirrored for _, mirrored in found} == {False, True}
     assert len({at for at, _ in found}) > 10
-    np.testing.assert_array_equal(moved, _moved(pictures, np.random.default_rng(1), most=2))
+    np.testing.assert_array_equal(moved, _moved(Pictures(pictures, labels), np.random.default_rng(1), most=2).rgba)
+
+
+def test_a_mirrored_mug_would_show_its_back_so_mugs_are_not_mirrored():
+    front, back = (render_solid(build("mug", "red"), orbit([azimuth], 20.0)).opacity[0] > 0.5 for azimuth in (0.0, 180.0))
+    overlap = lambda a, b: (a & b).sum() / (a | b).sum()  # noqa: E731
+    assert overlap(front[:, ::-1], back) > 0.97 > overlap(front, back)
+    pictures = np.random.default_rng(0).integers(1, 256, (20, 8, 8, 4), np.uint8)
+    mugs = Pictures(pictures, np.array([(NAMES.index("mug"), 0, 0)] * 20, np.int16))
+    np.testing.assert_array_equal(_moved(mugs, np.random.default_rng(1), most=0).rgba, pictures)
+
+
+def test_a_caption_names_no_view_where_none_fits():
+    labels = np.array([(NAMES.index("duck"), 1, view) for view in (UNTOLD, 0)] * 100, np.int16)
+    texts = random_captions(labels, np.random.default_rng(0))
+    assert not any("view" in text for text in texts[::2])
+    assert 70 < sum("front view" in text for text in texts[1::2]) < 100
+
+
+def test_objects_with_a_front_are_drawn_twice_as_often():
+    shares = draw_shares(np.array([(NAMES.index(name), 0, 0) for name in ("duck", "ball", "ball")], np.int16))
+    np.testing.assert_allclose(shares, [0.5, 0.25, 0.25])
 
 
 @pytest.fixture

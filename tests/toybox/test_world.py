@@ -5,7 +5,16 @@ import torch
 from dreamsa.guidance.prompts import VIEWS
 from dreamsa.render.cameras import orbit
 from dreamsa.toybox.captions import HELD_OUT, WORDS, caption
-from dreamsa.toybox.dataset import COLOUR_NAMES, NAMES, cached_pictures, grey_backgrounds, render_pictures, wild_backgrounds
+from dreamsa.toybox.dataset import (
+    COLOUR_NAMES,
+    NAMES,
+    UNTOLD,
+    cached_pictures,
+    grey_backgrounds,
+    render_pictures,
+    view_label,
+    wild_backgrounds,
+)
 from dreamsa.toybox.renderer import render_solid
 from dreamsa.toybox.shapes import COLOURS, RADIUS, TOYS, build, distances
 
@@ -106,7 +115,18 @@ def test_pictures_are_reproducible_cached_and_go_on_after_an_interruption(tmp_pa
     np.testing.assert_array_equal(whole.rgba, again.rgba)
     np.testing.assert_array_equal(whole.labels, again.labels)
     assert all((tmp_path / "b" / name).stat().st_mtime_ns == stamp for name, stamp in made.items())
-    assert set(whole.labels[:, 2]) <= set(range(len(VIEWS)))
+    assert set(whole.labels[:, 2]) <= {UNTOLD, *range(len(VIEWS))}
+
+
+@pytest.mark.parametrize(
+    ("azimuth", "elevation", "label"),
+    [
+        *[(0, 0, "front"), (34, 0, "front"), (36, 0, None), (54, 0, None), (56, 0, "side"), (-90, 49, "side"), (200, 0, "back")],
+        *[(0, 51, None), (0, 69, None), (45, 71, "overhead"), (224, 10, None)],
+    ],
+)
+def test_a_view_is_told_only_ten_degrees_clear_of_its_borders(azimuth, elevation, label):
+    assert view_label(azimuth, elevation) == (VIEWS.index(label) if label else UNTOLD)
 
 
 def test_backgrounds_stand_behind_the_object(rng):
