@@ -5,13 +5,14 @@ Long work is a `Job`: a generator of `Progress` whose arguments are checked, and
 
 import json
 import signal
+import tempfile
 import time
 import warnings
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -27,6 +28,9 @@ from dreamsa.render.cameras import CameraConfig, orbit
 from dreamsa.runs import Run, RunError, find_run, list_runs, new_run, runs_folder
 from dreamsa.scene import Scene
 from dreamsa.train import MAX_SKIPPED, GuidanceFailed, StepResult, Training, new_training, sds_step
+
+if TYPE_CHECKING:
+    from dreamsa.export.files import Format
 
 PREVIEW_SECONDS = 5.0
 LOG_EVERY = 10
@@ -387,6 +391,98 @@ def render(run: Run | str | Path, *, frames: int = 60, resolution: int = 256, ru
         raise ValueError(f"resolution must be an even number in [16, 2048] pixels, got {resolution}.")
     found = find_run(run, runs_folder(runs))
     return write_outputs(found, load_scene(found), frames, resolution)
+
+
+def export(
+    run: Run | str | Path,
+    *,
+    format: "Format" = "glb",
+    out: Path | str | None = None,
+    resolution: int = 128,
+    texture: int = 1024,
+    faces: int | None = 20_000,
+    colour: Literal["texture", "vertex"] = "texture",
+    scale: float = 1.0,
+    unlit: bool = True,
+    stage: Callable[[str], None] = lambda text: None,
+    runs: Path | str | None = None,
+) -> Path:
+    """Write a finished run's object as a mesh. Needs neither a GPU nor OpenGL. Returns the file.
+
+    Args:
+        format: glb and obj have a texture, or colours per vertex; ply has colours per vertex; stl has no colours.
+        out: A file, or a folder that is there. By default `mesh.FORMAT` in the run's folder; for obj, which is three files,
+            `mesh-obj/mesh.obj`. An obj whose name ends in .zip is one zip of the three.
+        resolution: Cells along the object's longest side, 16 to 512.
+        texture: Side of the texture in texels, 64 to 4096.
+        faces: Most faces, 100 to 2,000,000; None keeps all that marching cubes makes.
+        scale: Written units per world unit; an object is about 1 long. glTF's unit is the metre.
+        unlit: In a glb, ask viewers to show the colours as they are, without lights of their own.
+        stage: Is told what is being done.
+
+    Raises:
+        ValueError: What is wrong with the arguments, in one sentence. RunError: the run is missing or unfinished.
+        EmptyScene: There is nothing to show, and why. Nothing is written then.
+    """
+    from dreamsa.export.asset import make_asset
+    from dreamsa.export.files import FORMATS, write_asset
+    from dreamsa.export.mesh import EmptyScene
+
+    if format not in FORMATS:
+        raise ValueError(f"There is no format {format!r}. There are: {', '.join(FORMATS)}.")
+    if colour not in ("texture", "vertex"):
+        raise ValueError(f"colour must be texture or vertex, got {colour!r}.")
+    for name, value, low, high in (("resolution", resolution, 16, 512), ("texture", texture, 64, 4096), ("faces", faces, 100, 2_000_000)):
+        if value is not None and not low <= value <= high:
+            raise ValueError(f"{name} must lie in [{low}, {high}], got {value}.")
+    if not 0 < scale < 1e6:
+        raise ValueError(f"scale must lie in (0, 1000000) units per world unit, got {scale}.")
+    found = find_run(run, runs_folder(runs))
+    if found.status != "finished":
+        raise RunError(f"Run {found.id} is {found.status}, not finished. Finish it first: dreamsa resume {found.id}")
+    path = _mesh_path(found, format, out)
+    scene = load_scene(found)
+    colours: dict[str, Literal["vertex", "none"]] = {"ply": "vertex", "stl": "none"}
+    device = scene.occupancy.density.device
+    try:
+        asset = make_asset(
+            scene.query, *scene.box(), resolution=resolution, faces=faces, colour=colours.get(format, colour), texture=texture,
+            device=device, stage=stage,
+        )  # fmt: skip
+    except EmptyScene as error:
+        raise EmptyScene(
+            f"Run {found.id} cannot be exported: {error}. Look at its contact_sheet.png, and train it longer or anew."
+        ) from error
+    stage(f"write {path.name}")
+    record = found.record
+    about = {"prompt": record["prompt"], "run": found.id, "seed": found.config.seed, "version": __version__}
+    write_asset(asset, path, format, about, scale, unlit)
+    return path
+
+
+def _mesh_path(run: Run, format: str, out: Path | str | None) -> Path:
+    """Where an export goes; that it can be written there is tried out first.
+
+    Raises:
+        ValueError: It cannot, or the name does not fit the format.
+    """
+    if out is None and format == "obj":
+        path = run.path / "mesh-obj" / "mesh.obj"
+    else:
+        path = Path(out if out is not None else run.path / f"mesh.{format}").expanduser()
+    if path.is_dir():
+        path = path / f"{run.id}.{format}"
+    endings = (".obj", ".zip") if format == "obj" else (f".{format}",)
+    if path.suffix.lower() not in endings:
+        raise ValueError(f"{path} does not end in {' or '.join(endings)}, which --format {format} writes.")
+    try:
+        if out is None:
+            path.parent.mkdir(exist_ok=True)
+        with tempfile.NamedTemporaryFile(prefix=".tmp-", dir=path.parent):
+            pass
+    except OSError as error:
+        raise ValueError(f"{path} cannot be written: {error.strerror or error}. Name another file with --out.") from error
+    return path
 
 
 def prompts(prompt: str, config: RunConfig | None = None) -> dict[str, str]:

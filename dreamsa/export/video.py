@@ -4,6 +4,7 @@ import os
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import UInt8
@@ -37,18 +38,18 @@ def write_mp4(frames: Frames, path: Path, fps: int = 20) -> None:
             for frame in frames:
                 writer.append_data(frame)  # pyright: ignore[reportAttributeAccessIssue]
 
-    _atomic(path, write)
+    atomic(path, write)
 
 
 def write_webp(frames: Frames, path: Path, fps: int = 20) -> None:
     """An endlessly looping animation."""
     pictures = [Image.fromarray(frame) for frame in frames]
-    _atomic(path, lambda part: pictures[0].save(part, save_all=True, append_images=pictures[1:], duration=1000 // fps, loop=0, quality=85))
+    atomic(path, lambda part: pictures[0].save(part, save_all=True, append_images=pictures[1:], duration=1000 // fps, loop=0, quality=85))
 
 
 def write_png(picture: UInt8[np.ndarray, "h w 3"], path: Path) -> None:
     """One picture, without loss."""
-    _atomic(path, lambda part: Image.fromarray(picture).save(part))
+    atomic(path, lambda part: Image.fromarray(picture).save(part))
 
 
 def contact_sheet(pictures: Frames, columns: int, gap: int = 2, magnify: int = 1) -> UInt8[np.ndarray, "sheet_h sheet_w 3"]:
@@ -62,7 +63,8 @@ def contact_sheet(pictures: Frames, columns: int, gap: int = 2, magnify: int = 1
     return sheet.repeat(magnify, 0).repeat(magnify, 1)
 
 
-def _atomic(path: Path, write: Callable[[Path], None]) -> None:
+def atomic(path: Path, write: Callable[[Path], Any]) -> None:
+    """Let `write` fill a temporary file beside `path`, then rename it: under its name a file is whole or not there."""
     handle, name = tempfile.mkstemp(prefix=".tmp-", suffix=path.suffix, dir=path.parent)
     os.close(handle)
     try:

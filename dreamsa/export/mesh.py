@@ -1,0 +1,227 @@
+"""From a density to a closed surface. A scene is known only as a function of points; nothing here needs a GPU or OpenGL.
+
+Score distillation leaves soft fields: fog of density 10 that is opaque where it is thick. No level of the *density* has the
+outline that people see. What they see is where a straight line of sight is more than half opaque, so the surface is taken
+from the *thinnest line of sight* through each point: the least optical depth, over many directions, of the lines that pass
+through it. Its level near ln 2 is the visual hull of the half-opaque silhouettes (Laurentini 1994); the density, at the highest
+level that keeps the outline, carves what no outline shows, such as the inside of a mug.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float, Float32, Int
+from scipy import ndimage
+from torch import Tensor
+
+from dreamsa.export import kernels
+
+DensityFn = Callable[[Float[Tensor, "n 3"]], Float[Tensor, "n"]]
+"""points in world units -> density in 1/world unit."""
+
+HALF = float(np.log(2))
+"""Optical depth of a line that is half opaque."""
+DIRECTIONS = 64
+SIGHT_CELLS = 128
+"""Lines of sight are followed on a grid of at most this many cells a side: they change slowly."""
+FLOATER = 0.01
+"""Parts smaller than this share of the largest are left out."""
+KEPT = 0.005
+"""What the density may carve off the agreement with the outlines."""
+CHUNK = 2**17
+
+
+class EmptyScene(ValueError):
+    """There is nothing that a mesh could show."""
+
+
+class Grid(NamedTuple):
+    """Values on a lattice of cubes; the outermost layer is empty, so that every level set is closed."""
+
+    values: Float32[np.ndarray, "x y z"]
+    origin: Float[np.ndarray, "3"]  # world position of values[0, 0, 0]
+    cell: float  # world units between neighbours
+
+
+class Surface(NamedTuple):
+    vertices: Float[np.ndarray, "n 3"]  # world units
+    faces: Int[np.ndarray, "m 3"]  # counter-clockwise seen from outside
+
+
+class Level(NamedTuple):
+    sight: float
+    """Least optical depth of a line of sight through a solid point."""
+    density: float
+    """Least density of a solid point, 1/world unit."""
+    agreement: float
+    """Intersection over union of the solid's outlines with the half-opaque ones, along the three axes."""
+
+
+@torch.no_grad()
+def sample_density(density: DensityFn, low: Float[np.ndarray, "3"], high: Float[np.ndarray, "3"], resolution: int) -> Grid:
+    """The density in a box, `resolution` cells along its longest side.
+
+    Raises:
+        EmptyScene: The box is empty or the density is not finite.
+    """
+    extent = np.asarray(high, float) - np.asarray(low, float)
+    if not (extent > 0).all():
+        raise EmptyScene("there is nothing in it: no cell of its occupancy grid is occupied")
+    cell = float(extent.max() / resolution)
+    counts = np.ceil(extent / cell - 1e-6).astype(int) + 1
+    axes = [torch.from_numpy(low[k] + cell * np.arange(counts[k])).float() for k in range(3)]
+    values = np.zeros(counts + 2, np.float32)
+    slab = max(CHUNK // int(counts[1] * counts[2]), 1)
+    for start in range(0, counts[0], slab):
+        points = torch.stack(torch.meshgrid(axes[0][start : start + slab], axes[1], axes[2], indexing="ij"), -1)
+        found = density(points.reshape(-1, 3)).cpu().numpy().reshape(points.shape[:3])
+        values[1 + start : 1 + start + len(found), 1:-1, 1:-1] = found
+    if not np.isfinite(values).all():
+        raise EmptyScene("its density holds values that are not finite")
+    return Grid(values, np.asarray(low, float) - cell, cell)
+
+
+def hemisphere(count: int) -> Float[np.ndarray, "{count} 3"]:
+    """Unit vectors spread evenly over the upper half (a Fibonacci lattice): lines of sight have no sense."""
+    i = np.arange(count) + 0.5
+    z = i / count
+    turn = np.pi * (1 + 5**0.5) * i
+    return np.stack([np.sqrt(1 - z * z) * np.cos(turn), np.sqrt(1 - z * z) * np.sin(turn), z], 1)
+
+
+def thinnest_sight(grid: Grid, directions: int = DIRECTIONS) -> Float32[np.ndarray, "x y z"]:
+    """Per point, the least optical depth of the lines through it; 0 where the density is next to nothing."""
+    step = -(-max(grid.values.shape) // (SIGHT_CELLS + 3))
+    if step > 1:
+        padded = np.pad(grid.values, [(0, -n % step) for n in grid.values.shape])
+        x, y, z = (n // step for n in padded.shape)
+        coarse = np.pad(padded.reshape(x, step, y, step, z, step).mean((1, 3, 5)), 1)
+        sight = thinnest_sight(Grid(coarse, grid.origin, grid.cell * step), directions)
+        fine = np.meshgrid(*((np.arange(n) - (step - 1) / 2) / step + 1 for n in grid.values.shape), indexing="ij")
+        return ndimage.map_coordinates(sight, np.stack(fine), order=1, output=np.float32)
+    some = grid.values * grid.cell > 1e-3
+    at, thickness = np.argwhere(some).astype(np.float32), grid.values[some] * np.float32(grid.cell)
+    out = np.full(len(at), np.inf, np.float32)
+    for towards in hemisphere(directions):
+        right = np.cross(towards, (0.0, 0.0, 1.0) if towards[2] < 0.9 else (1.0, 0.0, 0.0))
+        right /= np.linalg.norm(right)
+        across = (at @ np.stack([right, np.cross(towards, right)], 1)).astype(np.float32)
+        across += 3 - across.min(0) if len(across) else 0
+        image = np.zeros(np.ceil(across.max(0)).astype(int) + 4 if len(across) else (4, 4), np.float32)
+        kernels.splat(across, thickness, image)
+        kernels.least(across, ndimage.gaussian_filter(image, 0.7), out)
+    sight = np.zeros_like(grid.values)
+    sight[some] = out
+    return sight
+
+
+def find_level(grid: Grid, sight: Float32[np.ndarray, "x y z"]) -> Level:
+    """Where the surface is: the levels whose outlines along the three axes agree best with the half-opaque ones.
+
+    A line meets {values >= level} just where its largest value reaches the level, so that one sort tries every level.
+
+    Raises:
+        EmptyScene: No line along an axis is half opaque.
+    """
+    depth = np.concatenate([grid.values.sum(axis).ravel() for axis in range(3)]) * grid.cell
+    opaque = depth > HALF
+    if not opaque.any():
+        most = -np.expm1(-float(depth.max(initial=0)))
+        raise EmptyScene(f"no line of sight through it is more than half opaque (the most is {most:.0%})")
+    theta, _ = _best(_peaks(sight), opaque, 0.0)
+    density, agreement = _best(_peaks(np.where(sight >= theta, grid.values, 0)), opaque, KEPT)
+    return Level(theta, density, agreement)
+
+
+def _peaks(values: np.ndarray) -> np.ndarray:
+    return np.concatenate([values.max(axis).ravel() for axis in range(3)])
+
+
+def _best(peaks: np.ndarray, opaque: np.ndarray, slack: float) -> tuple[float, float]:
+    """(The highest level whose outline agrees within `slack` of the best, that agreement)."""
+    order = np.argsort(-peaks, kind="stable")
+    order = order[peaks[order] > 0]
+    both = np.cumsum(opaque[order])
+    agreement = both / (opaque.sum() + np.arange(1, len(order) + 1) - both)
+    first = int(np.argmax(agreement >= agreement.max(initial=0) - slack)) if len(order) else 0
+    return (float(peaks[order[first]]), float(agreement[first])) if len(order) else (HALF, 0.0)
+
+
+def solid(grid: Grid, sight: Float32[np.ndarray, "x y z"], level: Level) -> Grid:
+    """A function that is 1 on the surface, larger inside; floaters are gone and enclosed hollows, which nobody sees, filled.
+
+    Raises:
+        EmptyScene: Nothing is solid at this level.
+    """
+    values = np.minimum(np.minimum(sight / level.sight, grid.values / level.density), 2).astype(np.float32)
+    parts, count = ndimage.label(values >= 1, np.ones((3, 3, 3)))  # pyright: ignore[reportGeneralTypeIssues]
+    if not count:
+        raise EmptyScene("nothing in it is solid")
+    sizes = np.bincount(parts.ravel())
+    sizes[0] = 0
+    keep = sizes >= FLOATER * sizes.max()
+    values[(parts > 0) & ~keep[parts]] = 0
+    inside = values >= 1
+    values[ndimage.binary_fill_holes(inside) & ~inside] = 2
+    return Grid(values, grid.origin, grid.cell)
+
+
+def march(grid: Grid, level: float = 1.0) -> Surface:
+    """The level set as triangles that look outward (marching cubes, Lewiner et al. 2003).
+
+    Raises:
+        EmptyScene: There is none.
+    """
+    from skimage.measure import marching_cubes
+
+    if not grid.values.min() < level < grid.values.max():
+        raise EmptyScene("nothing in it is solid")
+    vertices, faces, _, _ = marching_cubes(grid.values, level)
+    surface = Surface(vertices * grid.cell + grid.origin, faces.astype(np.int64))
+    if volume(surface) < 0:
+        surface = Surface(surface.vertices, np.ascontiguousarray(surface.faces[:, ::-1]))
+    return check(surface)
+
+
+def volume(surface: Surface) -> float:
+    """Signed: negative when the faces look inward."""
+    a, b, c = (surface.vertices[surface.faces[:, k]] for k in range(3))
+    return float(np.einsum("ij,ij->", a, np.cross(b, c)) / 6)
+
+
+def check(surface: Surface) -> Surface:
+    """The surface itself, when it can be shown.
+
+    Raises:
+        EmptyScene: It has no faces or no inside, is inside out, or is not finite.
+    """
+    if not len(surface.faces):
+        raise EmptyScene("its mesh has no faces")
+    if not np.isfinite(surface.vertices).all():
+        raise EmptyScene("its mesh has corners that are not finite")
+    if not volume(surface) > 0:
+        raise EmptyScene(f"its mesh is inside out (signed volume {volume(surface):.2g})")
+    return surface
+
+
+def decimate(surface: Surface, faces: int) -> Surface:
+    """At most `faces` faces, by collapsing the edges that change the shape least (Garland and Heckbert 1997)."""
+    if len(surface.faces) <= faces:
+        return surface
+    import fast_simplification
+
+    vertices, kept = fast_simplification.simplify(surface.vertices.astype(np.float32), surface.faces.astype(np.int32), target_count=faces)[
+        :2
+    ]
+    return check(Surface(np.asarray(vertices, np.float64), np.asarray(kept, np.int64)))
+
+
+def vertex_normals(surface: Surface) -> Float[np.ndarray, "n 3"]:
+    """Outward unit normals, the mean of the faces around weighted by area; up where a vertex has none."""
+    a, b, c = (surface.vertices[surface.faces[:, k]] for k in range(3))
+    normal = np.cross(b - a, c - a)
+    total = np.stack([np.bincount(surface.faces.ravel(), np.repeat(normal[:, k], 3), len(surface.vertices)) for k in range(3)], 1)
+    length = np.linalg.norm(total, axis=1, keepdims=True)
+    return np.where(length > 1e-20, total / np.maximum(length, 1e-20), (0.0, 0.0, 1.0))
