@@ -12,14 +12,14 @@ from collections.abc import Callable, Generator, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 
 import numpy as np
 import torch
 
 from dreamsa import __version__, checkpoint
 from dreamsa.config import EDIT_STEPS, EditConfig, Escape, PresetName, RunConfig, edited, preset
-from dreamsa.export.video import NoFfmpeg, contact_sheet, write_mp4, write_png, write_webp
+from dreamsa.export.video import NoFfmpeg, contact_sheet, depth_pictures, normal_pictures, write_mp4, write_png, write_webp
 from dreamsa.fields.hashgrid import resolve_backend
 from dreamsa.guidance.prompts import VIEWS, ViewPrompt, check_prompt
 from dreamsa.guidance.stable_diffusion import ModelConfig, StableDiffusion, check_prompt_words, locate_model
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from dreamsa.export.files import Format
 
 PREVIEW_SECONDS = 5.0
+Channel = Literal["rgb", "depth", "normal"]
 LOG_EVERY = 10
 """Steps between two lines of metrics.jsonl."""
 
@@ -327,14 +328,22 @@ def viewing_camera(config: CameraConfig) -> dict[str, float]:
     return {"distance": sum(config.distance) / 2, "focal": sum(config.focal) / 2}
 
 
-def pictures(scene: Scene, camera: CameraConfig, count: int, resolution: int, elevation_deg: float = 15.0) -> np.ndarray:
-    """`count` views around the object, uint8 [count, h, w, 3]."""
+def pictures(
+    scene: Scene, camera: CameraConfig, count: int, resolution: int, elevation_deg: float = 15.0, channel: Channel = "rgb"
+) -> np.ndarray:
+    """`count` views around the object, uint8 [count, h, w, 3]: its colours, its depth or its normals."""
     from dreamsa.toybox.renderer import to_uint8
 
     device = scene.occupancy.density.device
     cameras = orbit([360 * i / count for i in range(count)], elevation_deg, **viewing_camera(camera))
     cameras = type(cameras)(*(value.to(device) for value in (cameras.pose, cameras.focal, cameras.azimuth_deg, cameras.elevation_deg)))
-    return to_uint8(scene.look(cameras, resolution).rgb)
+    view = scene.look(cameras, resolution)
+    if channel == "rgb":
+        return to_uint8(view.rgb)
+    opacity = view.opacity.cpu().numpy()
+    if channel == "depth":
+        return depth_pictures(view.depth.cpu().numpy(), opacity)
+    return normal_pictures(scene.normals(cameras, view).cpu().numpy(), opacity)
 
 
 def _preview(run: Run, training: Training) -> Path:
@@ -348,15 +357,21 @@ def write_outputs(run: Run, scene: Scene, frames: int = 60, resolution: int = 12
     camera = run.config.camera
     made = pictures(scene, camera, frames, resolution)
     sheet = contact_sheet(np.concatenate([made[:: frames // 8][:8], pictures(scene, camera, 4, resolution, 70.0)]), 4)
-    written = [run.path / name for name in ("contact_sheet.png", "turntable.webp", "turntable.mp4", "README.md")]
-    write_png(sheet, written[0])
-    write_webp(made, written[1])
-    try:
-        write_mp4(made, written[2])
-    except NoFfmpeg as error:
-        warnings.warn(str(error), stacklevel=2)
-        del written[2]
+    write_png(sheet, run.path / "contact_sheet.png")
+    turntables = _write_turntable(made, run.path / "turntable")
     checkpoint.write_atomic(run.path / "README.md", _readme(run).encode())
+    return [run.path / "contact_sheet.png", *turntables, run.path / "README.md"]
+
+
+def _write_turntable(frames: np.ndarray, stem: Path) -> list[Path]:
+    """STEM.webp and, where there is ffmpeg, STEM.mp4."""
+    written = [stem.with_name(f"{stem.name}.webp"), stem.with_name(f"{stem.name}.mp4")]
+    write_webp(frames, written[0])
+    try:
+        write_mp4(frames, written[1])
+    except NoFfmpeg as error:
+        warnings.warn(str(error), stacklevel=3)
+        del written[1]
     return written
 
 
@@ -379,18 +394,35 @@ def load_scene(run: Run, device: str = "auto") -> Scene:
     return scene
 
 
-def render(run: Run | str | Path, *, frames: int = 60, resolution: int = 256, runs: Path | str | None = None) -> list[Path]:
-    """Write a run's turntable and contact sheet anew, at any size. Returns the files.
+def render(
+    run: Run | str | Path,
+    *,
+    frames: int = 60,
+    resolution: int = 256,
+    channel: Channel = "rgb",
+    runs: Path | str | None = None,
+) -> list[Path]:
+    """Write a run's turntable anew, at any size. Returns the files.
+
+    Args:
+        channel: rgb writes turntable.mp4, turntable.webp, the contact sheet and the README; depth (white is near) and normal
+            (right, up and towards the camera as red, green and blue) write turntable-CHANNEL.mp4 and .webp.
 
     Raises:
-        ValueError: Sizes out of range; RunError without a checkpoint.
+        ValueError: Sizes out of range, or no such channel; RunError without a checkpoint.
     """
     if not 8 <= frames <= 1000:
         raise ValueError(f"frames must lie in [8, 1000], got {frames}.")
     if not 16 <= resolution <= 2048 or resolution % 2:
         raise ValueError(f"resolution must be an even number in [16, 2048] pixels, got {resolution}.")
+    if channel not in get_args(Channel):
+        raise ValueError(f"There is no channel {channel!r}. There are: {', '.join(get_args(Channel))}.")
     found = find_run(run, runs_folder(runs))
-    return write_outputs(found, load_scene(found), frames, resolution)
+    scene = load_scene(found)
+    if channel == "rgb":
+        return write_outputs(found, scene, frames, resolution)
+    made = pictures(scene, found.config.camera, frames, resolution, channel=channel)
+    return _write_turntable(made, found.path / f"turntable-{channel}")
 
 
 def export(

@@ -140,7 +140,9 @@ def resume(run: str, *, runs: Runs = None, json: Json = False, quiet: Quiet = Fa
 
 
 @app.command
-def render(run: str, *, frames: int = 60, resolution: int = 256, runs: Runs = None) -> None:
+def render(
+    run: str, *, frames: int = 60, resolution: int = 256, channel: Literal["rgb", "depth", "normal"] = "rgb", runs: Runs = None
+) -> None:
     """Write a run's turntable (mp4, webp) and contact sheet anew, at any size.
 
     Parameters
@@ -149,10 +151,12 @@ def render(run: str, *, frames: int = 60, resolution: int = 256, runs: Runs = No
         Pictures around the object, 8 to 1000.
     resolution
         Side of a picture in pixels, even, 16 to 2048.
+    channel
+        depth and normal write turntable-depth and turntable-normal instead.
     """
     from dreamsa import api
 
-    written = api.render(run, frames=frames, resolution=resolution, runs=runs)
+    written = api.render(run, frames=frames, resolution=resolution, channel=channel, runs=runs)
     for path in written:
         print(path)
     if not any(path.suffix == ".mp4" for path in written):
