@@ -63,13 +63,17 @@ def test_the_colour_is_what_fog_shows_from_outside():
 
 
 def test_colours_that_depend_on_the_direction_are_those_seen_along_the_normal():
-    query = lambda points, directions: (torch.full((len(points),), 50.0), (1 + directions) / 2)
+    def query(points, directions):
+        return (torch.full((len(points),), 50.0), (1 + directions) / 2)
+
     normals = np.array([[1.0, 0, 0], [0, -1.0, 0], [0.6, 0, 0.8]])
     np.testing.assert_allclose(colours_at(query, np.zeros((3, 3)), normals, 0.1, 0.1), (1 - normals) / 2, atol=1e-5)
 
 
 def test_empty_space_has_a_colour_and_no_nan():
-    query = lambda points, directions: (torch.zeros(len(points)), torch.full((len(points), 3), 0.25))
+    def query(points, directions):
+        return (torch.zeros(len(points)), torch.full((len(points), 3), 0.25))
+
     np.testing.assert_allclose(colours_at(query, np.zeros((1, 3)), np.array([[0, 0, 1.0]]), 0.1, 0.1), 0.25, atol=1e-6)
 
 

@@ -58,7 +58,10 @@ def test_fog_ends_where_a_line_of_sight_is_half_opaque(strength):
 
 def test_a_fine_grid_gives_the_same_surface_as_a_coarse_one():
     """Above 128 cells a side, lines of sight are followed on a coarser grid."""
-    query = lambda points, _: (20 * torch.exp(-(points - 0.1).square().sum(1) / (2 * 0.1**2)), points)
+
+    def query(points, _):
+        return (20 * torch.exp(-(points - 0.1).square().sum(1) / (2 * 0.1**2)), points)
+
     coarse, fine = as_trimesh(surface_of(query, 64)), as_trimesh(surface_of(query, 140))
     assert fine.volume == pytest.approx(coarse.volume, rel=0.03)
     np.testing.assert_allclose(fine.center_mass, coarse.center_mass, atol=0.004)
