@@ -212,10 +212,23 @@ def decimate(surface: Surface, faces: int) -> Surface:
         return surface
     import fast_simplification
 
-    vertices, kept = fast_simplification.simplify(surface.vertices.astype(np.float32), surface.faces.astype(np.int32), target_count=faces)[
-        :2
-    ]
-    return check(Surface(np.asarray(vertices, np.float64), np.asarray(kept, np.int64)))
+    vertices, triangles = surface.vertices.astype(np.float32), surface.faces.astype(np.int32)
+
+    def simplified(aggression: int) -> Surface:
+        found = fast_simplification.simplify(vertices, triangles, target_count=faces, agg=aggression)[:2]
+        return Surface(np.asarray(found[0], np.float64), np.asarray(found[1], np.int64))
+
+    first = simplified(7)
+    if not is_closed(first):  # the quicker it collapses, the likelier do two sheets come to touch along an edge
+        gentler = (simplified(aggression) for aggression in (5, 3, 2))
+        first = next((found for found in gentler if is_closed(found) and len(found.faces) <= faces), first)
+    return check(first)
+
+
+def is_closed(surface: Surface) -> bool:
+    """Whether each edge joins just two faces."""
+    edges = np.sort(surface.faces[:, [0, 1, 1, 2, 2, 0]].reshape(-1, 2), 1)
+    return bool((np.unique(edges[:, 0] * len(surface.vertices) + edges[:, 1], return_counts=True)[1] == 2).all())
 
 
 def vertex_normals(surface: Surface) -> Float[np.ndarray, "n 3"]:
