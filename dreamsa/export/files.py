@@ -94,6 +94,8 @@ def _glb(asset: Asset, about: dict[str, Any], unlit: bool) -> bytes:
             primitive["material"] = 0
             if "_color" in primitive["attributes"]:
                 primitive["attributes"]["COLOR_0"] = primitive["attributes"].pop("_color")
+            for accessor, target in [(primitive["indices"], 34963), *((index, 34962) for index in primitive["attributes"].values())]:
+                tree["bufferViews"][tree["accessors"][accessor]["bufferView"]]["target"] = target  # ELEMENT_ARRAY_BUFFER, ARRAY_BUFFER
         if unlit:
             tree["materials"][0]["extensions"] = {"KHR_materials_unlit": {}}
             tree["extensionsUsed"] = ["KHR_materials_unlit"]

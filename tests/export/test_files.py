@@ -126,7 +126,7 @@ def test_the_khronos_validator_finds_no_fault(kind, tmp_path, request):
     write_asset(request.getfixturevalue(kind), tmp_path / "a.glb", "glb", ABOUT)
     done = subprocess.run(["node", "-e", program, str(tmp_path / "a.glb")], capture_output=True, text=True, check=True)
     issues = json.loads(done.stdout)
-    assert (issues["numErrors"], issues["numWarnings"]) == (0, 0), issues["messages"]
+    assert issues["messages"] == []
 
 
 def test_obj_finds_its_texture(textured, tmp_path):
