@@ -9,7 +9,7 @@ from jaxtyping import Float, Float32, UInt8
 
 from dreamsa.export import bake
 from dreamsa.export.bake import Charts, QueryFn
-from dreamsa.export.mesh import Grid, Level, Surface, decimate, find_level, march, sample_density, solid, thinnest_sight, vertex_normals
+from dreamsa.export.mesh import Grid, Level, Surface, decimate, find_solid, march, sample_density, vertex_normals
 
 Colour = Literal["texture", "vertex", "none"]
 
@@ -54,15 +54,14 @@ def make_asset(
     stage(f"density at {resolution} cells")
     grid = sample_density(lambda points: query(points.to(device), up.expand(len(points), 3))[0], low, high, resolution)
     stage("surface")
-    sight = thinnest_sight(grid)
-    level = find_level(grid, sight)
-    surface = march(solid(grid, sight, level))
+    solid, level = find_solid(grid)
+    surface = march(solid)
     if faces is not None:
         surface = decimate(surface, faces)
     normals = vertex_normals(surface)
     if colour == "none":
         return Asset(surface, normals, level)
-    inside = reach(grid, sight, level)
+    inside = reach(grid, solid)
 
     def colours(points: Float[np.ndarray, "n 3"], across: Float[np.ndarray, "n 3"]) -> Float32[np.ndarray, "n 3"]:
         return bake.colours_at(query, points, across, 2 * grid.cell, inside, device)
@@ -76,7 +75,7 @@ def make_asset(
     return Asset(surface, normals, level, charts, bake.bake(charts, surface, normals, texture, colours))
 
 
-def reach(grid: Grid, sight: Float32[np.ndarray, "x y z"], level: Level) -> float:
+def reach(grid: Grid, solid: Grid) -> float:
     """How far below the surface light comes from, world units: three mean free paths, in [4, 32] cells."""
-    usual = float(np.median(grid.values[(sight >= level.sight) & (grid.values >= level.density)]))
-    return min(max(3 / usual, 4 * grid.cell), 32 * grid.cell)
+    usual = float(np.median(grid.values[solid.values >= 1]))
+    return min(max(3 / max(usual, 1e-6), 4 * grid.cell), 32 * grid.cell)

@@ -4,15 +4,15 @@ Score distillation leaves soft fields: fog of density 10 that is opaque where it
 outline that people see. What they see is where a straight line of sight is more than half opaque, so the surface is taken
 from the *thinnest line of sight* through each point: the least optical depth, over many directions, of the lines that pass
 through it. Its level near ln 2 is the visual hull of the half-opaque silhouettes (Laurentini 1994); the density, at the highest
-level that keeps the outline, carves what no outline shows, such as the inside of a mug.
+level that keeps the outlines, carves what no outline shows, such as the inside of a mug.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float, Float32, Int
+from jaxtyping import Bool, Float, Float32, Int
 from scipy import ndimage
 from torch import Tensor
 
@@ -28,8 +28,10 @@ SIGHT_CELLS = 128
 """Lines of sight are followed on a grid of at most this many cells a side: they change slowly."""
 FLOATER = 0.01
 """Parts smaller than this share of the largest are left out."""
-KEPT = 0.005
-"""What the density may carve off the agreement with the outlines."""
+OUTLINES = 24
+"""Directions from which outlines are compared."""
+CLEAR = 0.7
+"""How far below the highest level that keeps the outlines the density's level lies, so as not to nibble at them."""
 CHUNK = 2**17
 
 
@@ -56,7 +58,7 @@ class Level(NamedTuple):
     density: float
     """Least density of a solid point, 1/world unit."""
     agreement: float
-    """Intersection over union of the solid's outlines with the half-opaque ones, along the three axes."""
+    """Intersection over union of the outlines at these levels with the half-opaque ones."""
 
 
 @torch.no_grad()
@@ -91,81 +93,146 @@ def hemisphere(count: int) -> Float[np.ndarray, "{count} 3"]:
     return np.stack([np.sqrt(1 - z * z) * np.cos(turn), np.sqrt(1 - z * z) * np.sin(turn), z], 1)
 
 
-def thinnest_sight(grid: Grid, directions: int = DIRECTIONS) -> Float32[np.ndarray, "x y z"]:
-    """Per point, the least optical depth of the lines through it; 0 where the density is next to nothing."""
-    step = -(-max(grid.values.shape) // (SIGHT_CELLS + 3))
-    if step > 1:
-        padded = np.pad(grid.values, [(0, -n % step) for n in grid.values.shape])
-        x, y, z = (n // step for n in padded.shape)
-        coarse = np.pad(padded.reshape(x, step, y, step, z, step).mean((1, 3, 5)), 1)
-        sight = thinnest_sight(Grid(coarse, grid.origin, grid.cell * step), directions)
-        fine = np.meshgrid(*((np.arange(n) - (step - 1) / 2) / step + 1 for n in grid.values.shape), indexing="ij")
-        return ndimage.map_coordinates(sight, np.stack(fine), order=1, output=np.float32)
-    some = grid.values * grid.cell > 1e-3
-    at, thickness = np.argwhere(some).astype(np.float32), grid.values[some] * np.float32(grid.cell)
-    out = np.full(len(at), np.inf, np.float32)
-    for towards in hemisphere(directions):
+class Look(NamedTuple):
+    """The object along one direction, on a picture whose pixels are cells."""
+
+    at: Float32[np.ndarray, "n 2"]  # where each point is on it; inside by at least one pixel
+    depth: Float32[np.ndarray, "u v"]  # optical depth of the line through each pixel
+
+
+def looks(grid: Grid, some: Bool[np.ndarray, "x y z"], directions: int) -> Iterator[Look]:
+    """The points of `some` from all around, in parallel projection."""
+    points, thickness = np.argwhere(some).astype(np.float32), grid.values[some] * np.float32(grid.cell)
+    for towards in hemisphere(directions) if len(points) else ():
         right = np.cross(towards, (0.0, 0.0, 1.0) if towards[2] < 0.9 else (1.0, 0.0, 0.0))
         right /= np.linalg.norm(right)
-        across = (at @ np.stack([right, np.cross(towards, right)], 1)).astype(np.float32)
-        across += 3 - across.min(0) if len(across) else 0
-        image = np.zeros(np.ceil(across.max(0)).astype(int) + 4 if len(across) else (4, 4), np.float32)
-        kernels.splat(across, thickness, image)
-        kernels.least(across, ndimage.gaussian_filter(image, 0.7), out)
+        at = (points @ np.stack([right, np.cross(towards, right)], 1)).astype(np.float32)
+        at += 3 - at.min(0)
+        depth = np.zeros(np.ceil(at.max(0)).astype(int) + 4, np.float32)
+        kernels.splat(at, thickness, depth)
+        yield Look(at, ndimage.gaussian_filter(depth, 0.7))
+
+
+def _seen(values: np.ndarray, look: Look) -> np.ndarray:
+    """The largest of the points' values behind each pixel; pixels that fall between points take their neighbours'."""
+    peak = np.zeros(look.depth.shape, np.float32)
+    pixel = np.round(look.at).astype(np.int32)
+    np.maximum.at(peak, (pixel[:, 0], pixel[:, 1]), values)
+    return ndimage.grey_closing(peak, 3)
+
+
+def _some(grid: Grid) -> np.ndarray:
+    return grid.values * grid.cell > 2e-3
+
+
+def thinnest_sight(grid: Grid, directions: int = DIRECTIONS) -> Float32[np.ndarray, "x y z"]:
+    """Per point, the least optical depth of the lines through it; 0 where the density is next to nothing."""
+    some = _some(grid)
+    out = np.full(int(some.sum()), np.inf, np.float32)
+    for look in looks(grid, some, directions):
+        kernels.least(look.at, look.depth, out)
     sight = np.zeros_like(grid.values)
     sight[some] = out
     return sight
 
 
 def find_level(grid: Grid, sight: Float32[np.ndarray, "x y z"]) -> Level:
-    """Where the surface is: the levels whose outlines along the three axes agree best with the half-opaque ones.
+    """Where the surface is: the levels whose outlines agree best with the half-opaque ones.
 
     A line meets {values >= level} just where its largest value reaches the level, so that one sort tries every level.
 
     Raises:
-        EmptyScene: No line along an axis is half opaque.
+        EmptyScene: No line is half opaque.
     """
-    depth = np.concatenate([grid.values.sum(axis).ravel() for axis in range(3)]) * grid.cell
-    opaque = depth > HALF
-    if not opaque.any():
-        most = -np.expm1(-float(depth.max(initial=0)))
-        raise EmptyScene(f"no line of sight through it is more than half opaque (the most is {most:.0%})")
-    theta, _ = _best(_peaks(sight), opaque, 0.0)
-    density, agreement = _best(_peaks(np.where(sight >= theta, grid.values, 0)), opaque, KEPT)
-    return Level(theta, density, agreement)
+    some, most = _some(grid), 0.0
+    opaque, peaks = [], []
+    for look in looks(grid, some, OUTLINES):
+        opaque.append((look.depth > HALF).ravel())
+        peaks.append(_seen(sight[some], look).ravel())
+        most = max(most, float(look.depth.max()))
+    if not any(one.any() for one in opaque):
+        raise EmptyScene(f"no line of sight through it is more than half opaque (the most is {-np.expm1(-most):.0%})")
+    half = np.concatenate(opaque)
+    theta, _ = _best(np.concatenate(peaks), half)
+    inside = np.where(sight >= theta, grid.values, 0)[some]
+    density, agreement = _best(np.concatenate([_seen(inside, look).ravel() for look in looks(grid, some, OUTLINES)]), half)
+    return Level(theta, CLEAR * density, agreement)
 
 
-def _peaks(values: np.ndarray) -> np.ndarray:
-    return np.concatenate([values.max(axis).ravel() for axis in range(3)])
-
-
-def _best(peaks: np.ndarray, opaque: np.ndarray, slack: float) -> tuple[float, float]:
-    """(The highest level whose outline agrees within `slack` of the best, that agreement)."""
+def _best(peaks: np.ndarray, opaque: np.ndarray) -> tuple[float, float]:
+    """(The highest of the levels whose outlines agree best, that agreement)."""
     order = np.argsort(-peaks, kind="stable")
     order = order[peaks[order] > 0]
     both = np.cumsum(opaque[order])
     agreement = both / (opaque.sum() + np.arange(1, len(order) + 1) - both)
-    first = int(np.argmax(agreement >= agreement.max(initial=0) - slack)) if len(order) else 0
-    return (float(peaks[order[first]]), float(agreement[first])) if len(order) else (HALF, 0.0)
+    first = int(np.argmax(agreement))
+    return float(peaks[order[first]]), float(agreement[first])
 
 
-def solid(grid: Grid, sight: Float32[np.ndarray, "x y z"], level: Level) -> Grid:
-    """A function that is 1 on the surface, larger inside; floaters are gone and enclosed hollows, which nobody sees, filled.
+def grow(grid: Grid, solid: Float32[np.ndarray, "x y z"]) -> Float32[np.ndarray, "x y z"]:
+    """Where fog is half opaque from most sides but not from all, the hull ends too early: what adds more to the outlines that
+    are missing than beyond them, in steps from the clearest cases on. 0 elsewhere; 1 is the surface, as in `solid`."""
+    some = _some(grid)
+    inside = (solid >= 1)[some]
+    added = np.zeros_like(inside)
+    for share in (0.2, 0.4, 0.6, 0.8):
+        gain, cost = np.zeros(len(inside), np.int32), np.zeros(len(inside), np.int32)
+        for look in looks(grid, some, OUTLINES):
+            covered, opaque = _seen((inside | added).astype(np.float32), look) > 0, look.depth > HALF
+            pixel = tuple(np.round(look.at).astype(np.int32).T)
+            gain += (opaque & ~covered)[pixel]
+            cost += (~opaque & ~covered)[pixel]
+        added |= (gain > 0) & (cost <= share * gain)
+    place = np.zeros(solid.shape, bool)
+    place[some] = added
+    smooth = ndimage.gaussian_filter(np.where(place, 1.5, np.minimum(solid, 2)), 0.8)
+    return np.where(ndimage.binary_dilation(place, iterations=2), smooth, 0).astype(np.float32)
+
+
+def find_solid(grid: Grid) -> tuple[Grid, Level]:
+    """A function that is 1 on the surface and larger inside, without floaters and enclosed hollows, which nobody sees.
 
     Raises:
-        EmptyScene: Nothing is solid at this level.
+        EmptyScene: There is nothing opaque.
     """
-    values = np.minimum(np.minimum(sight / level.sight, grid.values / level.density), 2).astype(np.float32)
+    step = -(-max(grid.values.shape) // (SIGHT_CELLS + 4))
+    coarse = _coarser(grid, step)
+    sight = thinnest_sight(coarse)
+    level = find_level(coarse, sight)
+    grown = grow(coarse, np.minimum(sight / level.sight, coarse.values / level.density))
+    sight, grown = (_finer(values, step, grid.values.shape) for values in (sight, grown))
+    values = np.maximum(np.minimum(sight / level.sight, grid.values / level.density), grown)
+    return Grid(_clean(np.minimum(values, 2).astype(np.float32)), grid.origin, grid.cell), level
+
+
+def _coarser(grid: Grid, step: int) -> Grid:
+    """Means over step^3 points, with an empty layer around."""
+    if step == 1:
+        return grid
+    padded = np.pad(grid.values, [(0, -n % step) for n in grid.values.shape])
+    x, y, z = (n // step for n in padded.shape)
+    means = np.pad(padded.reshape(x, step, y, step, z, step).mean((1, 3, 5)), 1)
+    return Grid(means, grid.origin + grid.cell * ((step - 1) / 2 - step), grid.cell * step)
+
+
+def _finer(values: np.ndarray, step: int, shape: tuple[int, ...]) -> np.ndarray:
+    """Undo `_coarser`, by linear interpolation."""
+    if step == 1:
+        return values
+    at = np.meshgrid(*((np.arange(n) - (step - 1) / 2) / step + 1 for n in shape), indexing="ij")
+    return ndimage.map_coordinates(values, np.stack(at), order=1, output=np.float32)
+
+
+def _clean(values: np.ndarray) -> np.ndarray:
     parts, count = ndimage.label(values >= 1, np.ones((3, 3, 3)))  # pyright: ignore[reportGeneralTypeIssues]
     if not count:
         raise EmptyScene("nothing in it is solid")
     sizes = np.bincount(parts.ravel())
     sizes[0] = 0
-    keep = sizes >= FLOATER * sizes.max()
-    values[(parts > 0) & ~keep[parts]] = 0
+    values[(parts > 0) & (sizes < FLOATER * sizes.max())[parts]] = 0
     inside = values >= 1
     values[ndimage.binary_fill_holes(inside) & ~inside] = 2
-    return Grid(values, grid.origin, grid.cell)
+    return values
 
 
 def march(grid: Grid, level: float = 1.0) -> Surface:
