@@ -23,6 +23,8 @@ DensityFn = Callable[[Float[Tensor, "n 3"]], Float[Tensor, "n"]]
 
 HALF = float(np.log(2))
 """Optical depth of a line that is half opaque."""
+DARK = 4 * HALF
+"""Optical depths beyond it are all the same; else the pictures of hard objects would bleed over their rims."""
 DIRECTIONS = 64
 SIGHT_CELLS = 128
 """Lines of sight are followed on a grid of at most this many cells a side: they change slowly."""
@@ -30,7 +32,7 @@ FLOATER = 0.01
 """Parts smaller than this share of the largest are left out."""
 OUTLINES = 24
 """Directions from which outlines are compared."""
-CLEAR = 0.7
+CLEAR = 0.5
 """How far below the highest level that keeps the outlines the density's level lies, so as not to nibble at them."""
 CHUNK = 2**17
 
@@ -97,7 +99,7 @@ class Look(NamedTuple):
     """The object along one direction, on a picture whose pixels are cells."""
 
     at: Float32[np.ndarray, "n 2"]  # where each point is on it; inside by at least one pixel
-    depth: Float32[np.ndarray, "u v"]  # optical depth of the line through each pixel
+    depth: Float32[np.ndarray, "u v"]  # optical depth of the line through each pixel, at most DARK
 
 
 def looks(grid: Grid, some: Bool[np.ndarray, "x y z"], directions: int) -> Iterator[Look]:
@@ -110,7 +112,7 @@ def looks(grid: Grid, some: Bool[np.ndarray, "x y z"], directions: int) -> Itera
         at += 3 - at.min(0)
         depth = np.zeros(np.ceil(at.max(0)).astype(int) + 4, np.float32)
         kernels.splat(at, thickness, depth)
-        yield Look(at, ndimage.gaussian_filter(depth, 0.7))
+        yield Look(at, ndimage.gaussian_filter(np.minimum(depth, DARK), 0.7))
 
 
 def _seen(values: np.ndarray, look: Look) -> np.ndarray:
