@@ -31,7 +31,7 @@ class Charts(NamedTuple):
 
 
 def unwrap(surface: Surface, size: int) -> Charts:
-    """Flatten the surface into charts on a square of `size` texels (xatlas)."""
+    """Flatten the surface into charts that fill a square of `size` texels (xatlas)."""
     import xatlas
 
     atlas = xatlas.Atlas()
@@ -40,8 +40,7 @@ def unwrap(surface: Surface, size: int) -> Charts:
     packing.padding, packing.resolution = PADDING, size
     atlas.generate(pack_options=packing)
     vertex, faces, uv = atlas.get_mesh(0)
-    scale = np.array([atlas.width, atlas.height], np.float32) / max(atlas.width, atlas.height)
-    return Charts(vertex.astype(np.int64), faces.astype(np.int64), np.clip(uv * scale, 0, 1).astype(np.float32))
+    return Charts(vertex.astype(np.int64), faces.astype(np.int64), np.clip(uv, 0, 1).astype(np.float32))
 
 
 @torch.no_grad()
