@@ -1,11 +1,12 @@
 """Does the mesh look like the scene it was made from? Export, reload the file, draw it, compare with the scene's own renders.
 
-Command: python -m dreamsa.evaluate.meshes RUN... [--out FOLDER]. Prints a Markdown table; with --out it keeps the files and one
+Command: python -m dreamsa.evaluate.meshes RUN|FILE.npz... [--out FOLDER]. Prints a Markdown table; with --out it keeps the files and one
 picture per run, the scene above its mesh.
 """
 
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,8 +18,10 @@ from scipy import ndimage
 
 from dreamsa import api
 from dreamsa.evaluate.geometry import AZIMUTHS, ELEVATION_DEG, silhouette_iou
+from dreamsa.evaluate.reconstruct import FIELD, RENDER, THRESHOLD, fit_scene, load_photographs
 from dreamsa.export import kernels
-from dreamsa.export.files import AXES
+from dreamsa.export.asset import make_asset
+from dreamsa.export.files import AXES, write_asset
 from dreamsa.export.video import contact_sheet, write_png
 from dreamsa.render.cameras import Cameras, orbit
 from dreamsa.scene import Scene
@@ -102,20 +105,18 @@ def psnr(a: np.ndarray, b: np.ndarray) -> float:
     return float(-10 * np.log10(np.square(a - b).mean() + 1e-12))
 
 
-def measure(run: str, out: Path, runs: Path | None = None, **options: Any) -> dict[str, Any]:
-    """Export one run as GLB into `out` and compare it from 8 azimuths."""
-    found = api.find_run(run, api.runs_folder(runs))
+def measure(name: str, scene: Scene, cameras: Cameras, path: Path, export: Callable[[], Any]) -> dict[str, Any]:
+    """Let `export` write `path`, and compare what was written with the scene. Leaves a picture beside it."""
     wall, cpu = time.monotonic(), time.process_time()
-    path = api.export(found, out=out / f"{found.id}.glb", **options)
+    export()
     wall, cpu = time.monotonic() - wall, time.process_time() - cpu
-    cameras = orbit(list(AZIMUTHS), ELEVATION_DEG, **api.viewing_camera(found.config.camera))
     mesh = load_mesh(path)
-    agreement, pictures = compare(mesh, api.load_scene(found, "cpu"), cameras)
-    write_png(contact_sheet(pictures, len(cameras)), out / f"{found.id}.png")
+    agreement, pictures = compare(mesh, scene, cameras)
+    write_png(contact_sheet(pictures, len(cameras)), path.with_suffix(".png"))
     return {
-        "run": found.id,
-        "IoU, mean": f"{np.mean(agreement.iou):.3f}",
-        "IoU, least": f"{min(agreement.iou):.3f}",
+        "scene": name,
+        "silhouette IoU, mean": f"{np.mean(agreement.iou):.3f}",
+        "least": f"{min(agreement.iou):.3f}",
         "colour PSNR, dB": f"{agreement.colour_psnr:.1f}",
         "picture PSNR, dB": f"{agreement.picture_psnr:.1f}",
         "faces": len(mesh.faces),
@@ -123,6 +124,32 @@ def measure(run: str, out: Path, runs: Path | None = None, **options: Any) -> di
         "CPU s": f"{cpu:.1f}",
         "wall s": f"{wall:.1f}",
     }
+
+
+def measure_run(run: str, out: Path, runs: Path | None = None, **options: Any) -> dict[str, Any]:
+    """A run from 8 azimuths, exported as `api.export` does with these options."""
+    found = api.find_run(run, api.runs_folder(runs))
+    path = out / f"{found.id}.glb"
+    cameras = orbit(list(AZIMUTHS), ELEVATION_DEG, **api.viewing_camera(found.config.camera))
+    return measure(found.id, api.load_scene(found, "cpu"), cameras, path, lambda: api.export(found, out=path, **options))
+
+
+def measure_photographs(file: Path, out: Path, steps: int = 2000, samples: int = 2**15, **options: Any) -> dict[str, Any]:
+    """A NeRF fitted to photographs (see reconstruct.py), from 8 of the test views."""
+    scene = Scene(FIELD, RENDER, 0)
+    scene.occupancy.threshold = THRESHOLD / RENDER.step(FIELD.radius)
+    for _ in fit_scene(load_photographs(file, "train"), scene.field, scene.occupancy, steps, samples, 0):
+        pass
+    with np.load(file, allow_pickle=False) as arrays:
+        poses, focal = arrays["test_poses"], float(arrays["focal"]) / arrays["test_images"].shape[2]
+    poses = torch.from_numpy(poses[:: len(poses) // 8][:8, :3].astype(np.float32))
+    cameras = Cameras(poses, torch.full((8,), focal), torch.zeros(8), torch.zeros(8))
+    path = out / f"{file.stem}.glb"
+
+    def export() -> None:
+        write_asset(make_asset(scene.query, *scene.box(), **options), path, "glb", {"prompt": file.stem})
+
+    return measure(file.stem, scene, cameras, path, export)
 
 
 def table(rows: list[dict[str, Any]]) -> str:
@@ -134,12 +161,21 @@ def table(rows: list[dict[str, Any]]) -> str:
 if __name__ == "__main__":
     from cyclopts import run as run_command
 
-    def main(*run: str, out: Path | None = None, runs: Path | None = None, resolution: int = 128, faces: int = 20_000) -> None:
-        """Export runs as GLB, reload and draw them, and compare with the scenes' own renders."""
-        torch.set_grad_enabled(False)
+    def main(*subject: str, out: Path | None = None, runs: Path | None = None, resolution: int = 128, faces: int = 20_000) -> None:
+        """Export runs, or NeRFs fitted to FILE.npz, as GLB; reload and draw them; compare with the scenes' own renders."""
         with tempfile.TemporaryDirectory() as scratch:
             folder = out or Path(scratch)
             folder.mkdir(parents=True, exist_ok=True)
-            print(table([measure(one, folder, runs, resolution=resolution, faces=faces or None, stage=print) for one in run]))
+            options = {"resolution": resolution, "faces": faces or None}
+            print(
+                table(
+                    [
+                        measure_photographs(Path(one), folder, **options)
+                        if one.endswith(".npz")
+                        else measure_run(one, folder, runs, **options)
+                        for one in subject
+                    ]
+                )
+            )
 
     run_command(main)
