@@ -221,8 +221,12 @@ def _finer(values: np.ndarray, step: int, shape: tuple[int, ...]) -> np.ndarray:
     """Undo `_coarser`, by linear interpolation."""
     if step == 1:
         return values
-    at = np.meshgrid(*((np.arange(n) - (step - 1) / 2) / step + 1 for n in shape), indexing="ij")
-    return ndimage.map_coordinates(values, np.stack(at), order=1, output=np.float32)
+    axes = [(np.arange(n, dtype=np.float32) - (step - 1) / 2) / step + 1 for n in shape]
+    fine = np.empty(shape, np.float32)
+    for x, slab in zip(axes[0], fine, strict=True):  # one layer at a time: the coordinates of all would fill the memory
+        at = np.stack(np.meshgrid([x], axes[1], axes[2], indexing="ij"))[:, 0]
+        ndimage.map_coordinates(values, at, order=1, output=slab)
+    return fine
 
 
 def _clean(values: np.ndarray) -> np.ndarray:
