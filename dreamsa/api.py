@@ -382,7 +382,8 @@ def _readme(run: Run) -> str:
         f"# {record['prompt']}\n\n![twelve views](contact_sheet.png)\n\n"
         + (f"Made by editing:\n\n{lineage}\n\n" if lineage else "")
         + f"Turntable: `turntable.mp4`, `turntable.webp`. {record['steps']} steps, seed {run.config.seed}, dreamsa {record['version']}.\n\n"
-        + f'Change it: `dreamsa edit {record["id"]} "a new prompt"`\n'
+        + f'Change it: `dreamsa edit {record["id"]} "a new prompt"`\n\n'
+        + f"Take it along as a mesh: `dreamsa export {record['id']} --format glb`\n"
     )
 
 
