@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from dreamsa.api import Job, Progress, doctor, edit, generate, prompts, render, resume, runs, show
+    from dreamsa.api import Job, Progress, doctor, edit, export, generate, prompts, render, resume, runs, show
     from dreamsa.config import EditConfig, RunConfig, preset
     from dreamsa.runs import Run
 
@@ -25,6 +25,7 @@ __all__ = [
     "RunConfig",
     "doctor",
     "edit",
+    "export",
     "generate",
     "preset",
     "prompts",

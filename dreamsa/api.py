@@ -5,20 +5,21 @@ Long work is a `Job`: a generator of `Progress` whose arguments are checked, and
 
 import json
 import signal
+import tempfile
 import time
 import warnings
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 
 import numpy as np
 import torch
 
 from dreamsa import __version__, checkpoint
 from dreamsa.config import EDIT_STEPS, EditConfig, Escape, PresetName, RunConfig, edited, preset
-from dreamsa.export.video import NoFfmpeg, contact_sheet, write_mp4, write_png, write_webp
+from dreamsa.export.video import NoFfmpeg, contact_sheet, depth_pictures, normal_pictures, write_mp4, write_png, write_webp
 from dreamsa.fields.hashgrid import resolve_backend
 from dreamsa.guidance.prompts import VIEWS, ViewPrompt, check_prompt
 from dreamsa.guidance.stable_diffusion import ModelConfig, StableDiffusion, check_prompt_words, locate_model
@@ -28,7 +29,11 @@ from dreamsa.runs import Run, RunError, find_run, list_runs, new_run, runs_folde
 from dreamsa.scene import Scene
 from dreamsa.train import MAX_SKIPPED, GuidanceFailed, StepResult, Training, new_training, sds_step
 
+if TYPE_CHECKING:
+    from dreamsa.export.files import Format
+
 PREVIEW_SECONDS = 5.0
+Channel = Literal["rgb", "depth", "normal"]
 LOG_EVERY = 10
 """Steps between two lines of metrics.jsonl."""
 
@@ -323,14 +328,22 @@ def viewing_camera(config: CameraConfig) -> dict[str, float]:
     return {"distance": sum(config.distance) / 2, "focal": sum(config.focal) / 2}
 
 
-def pictures(scene: Scene, camera: CameraConfig, count: int, resolution: int, elevation_deg: float = 15.0) -> np.ndarray:
-    """`count` views around the object, uint8 [count, h, w, 3]."""
+def pictures(
+    scene: Scene, camera: CameraConfig, count: int, resolution: int, elevation_deg: float = 15.0, channel: Channel = "rgb"
+) -> np.ndarray:
+    """`count` views around the object, uint8 [count, h, w, 3]: its colours, its depth or its normals."""
     from dreamsa.toybox.renderer import to_uint8
 
     device = scene.occupancy.density.device
     cameras = orbit([360 * i / count for i in range(count)], elevation_deg, **viewing_camera(camera))
     cameras = type(cameras)(*(value.to(device) for value in (cameras.pose, cameras.focal, cameras.azimuth_deg, cameras.elevation_deg)))
-    return to_uint8(scene.look(cameras, resolution).rgb)
+    view = scene.look(cameras, resolution)
+    if channel == "rgb":
+        return to_uint8(view.rgb)
+    opacity = view.opacity.cpu().numpy()
+    if channel == "depth":
+        return depth_pictures(view.depth.cpu().numpy(), opacity)
+    return normal_pictures(scene.normals(cameras, view).cpu().numpy(), opacity)
 
 
 def _preview(run: Run, training: Training) -> Path:
@@ -344,15 +357,21 @@ def write_outputs(run: Run, scene: Scene, frames: int = 60, resolution: int = 12
     camera = run.config.camera
     made = pictures(scene, camera, frames, resolution)
     sheet = contact_sheet(np.concatenate([made[:: frames // 8][:8], pictures(scene, camera, 4, resolution, 70.0)]), 4)
-    written = [run.path / name for name in ("contact_sheet.png", "turntable.webp", "turntable.mp4", "README.md")]
-    write_png(sheet, written[0])
-    write_webp(made, written[1])
-    try:
-        write_mp4(made, written[2])
-    except NoFfmpeg as error:
-        warnings.warn(str(error), stacklevel=2)
-        del written[2]
+    write_png(sheet, run.path / "contact_sheet.png")
+    turntables = _write_turntable(made, run.path / "turntable")
     checkpoint.write_atomic(run.path / "README.md", _readme(run).encode())
+    return [run.path / "contact_sheet.png", *turntables, run.path / "README.md"]
+
+
+def _write_turntable(frames: np.ndarray, stem: Path) -> list[Path]:
+    """STEM.webp and, where there is ffmpeg, STEM.mp4."""
+    written = [stem.with_name(f"{stem.name}.webp"), stem.with_name(f"{stem.name}.mp4")]
+    write_webp(frames, written[0])
+    try:
+        write_mp4(frames, written[1])
+    except NoFfmpeg as error:
+        warnings.warn(str(error), stacklevel=3)
+        del written[1]
     return written
 
 
@@ -363,7 +382,8 @@ def _readme(run: Run) -> str:
         f"# {record['prompt']}\n\n![twelve views](contact_sheet.png)\n\n"
         + (f"Made by editing:\n\n{lineage}\n\n" if lineage else "")
         + f"Turntable: `turntable.mp4`, `turntable.webp`. {record['steps']} steps, seed {run.config.seed}, dreamsa {record['version']}.\n\n"
-        + f'Change it: `dreamsa edit {record["id"]} "a new prompt"`\n'
+        + f'Change it: `dreamsa edit {record["id"]} "a new prompt"`\n\n'
+        + f"Take it along as a mesh: `dreamsa export {record['id']} --format glb`\n"
     )
 
 
@@ -375,18 +395,127 @@ def load_scene(run: Run, device: str = "auto") -> Scene:
     return scene
 
 
-def render(run: Run | str | Path, *, frames: int = 60, resolution: int = 256, runs: Path | str | None = None) -> list[Path]:
-    """Write a run's turntable and contact sheet anew, at any size. Returns the files.
+def render(
+    run: Run | str | Path,
+    *,
+    frames: int = 60,
+    resolution: int = 256,
+    channel: Channel = "rgb",
+    runs: Path | str | None = None,
+) -> list[Path]:
+    """Write a run's turntable anew, at any size. Returns the files.
+
+    Args:
+        channel: rgb writes turntable.mp4, turntable.webp, the contact sheet and the README; depth (white is near) and normal
+            (right, up and towards the camera as red, green and blue) write turntable-CHANNEL.mp4 and .webp.
 
     Raises:
-        ValueError: Sizes out of range; RunError without a checkpoint.
+        ValueError: Sizes out of range, or no such channel; RunError without a checkpoint.
     """
     if not 8 <= frames <= 1000:
         raise ValueError(f"frames must lie in [8, 1000], got {frames}.")
     if not 16 <= resolution <= 2048 or resolution % 2:
         raise ValueError(f"resolution must be an even number in [16, 2048] pixels, got {resolution}.")
+    if channel not in get_args(Channel):
+        raise ValueError(f"There is no channel {channel!r}. There are: {', '.join(get_args(Channel))}.")
     found = find_run(run, runs_folder(runs))
-    return write_outputs(found, load_scene(found), frames, resolution)
+    scene = load_scene(found)
+    if channel == "rgb":
+        return write_outputs(found, scene, frames, resolution)
+    made = pictures(scene, found.config.camera, frames, resolution, channel=channel)
+    return _write_turntable(made, found.path / f"turntable-{channel}")
+
+
+def export(
+    run: Run | str | Path,
+    *,
+    format: "Format" = "glb",
+    out: Path | str | None = None,
+    resolution: int = 128,
+    texture: int = 1024,
+    faces: int | None = 20_000,
+    colour: Literal["texture", "vertex"] = "texture",
+    scale: float = 1.0,
+    unlit: bool = True,
+    stage: Callable[[str], None] = lambda text: None,
+    runs: Path | str | None = None,
+) -> Path:
+    """Write a finished run's object as a mesh. Needs neither a GPU nor OpenGL. Returns the file.
+
+    Args:
+        format: glb and obj have a texture, or colours per vertex; ply has colours per vertex; stl has no colours.
+        out: A file, or a folder that is there. By default `mesh.FORMAT` in the run's folder; for obj, which is three files,
+            `mesh-obj/mesh.obj`. An obj whose name ends in .zip is one zip of the three.
+        resolution: Cells along the object's longest side, 16 to 512.
+        texture: Side of the texture in texels, 64 to 4096.
+        faces: Most faces, 100 to 2,000,000; None keeps all that marching cubes makes.
+        scale: Written units per world unit; an object is about 1 long. glTF's unit is the metre.
+        unlit: In a glb, ask viewers to show the colours as they are, without lights of their own.
+        stage: Is told what is being done.
+
+    Raises:
+        ValueError: What is wrong with the arguments, in one sentence. RunError: the run is missing or unfinished.
+        EmptyScene: There is nothing to show, and why. Nothing is written then.
+    """
+    from dreamsa.export.asset import make_asset
+    from dreamsa.export.files import FORMATS, write_asset
+    from dreamsa.export.mesh import EmptyScene
+
+    if format not in FORMATS:
+        raise ValueError(f"There is no format {format!r}. There are: {', '.join(FORMATS)}.")
+    if colour not in ("texture", "vertex"):
+        raise ValueError(f"colour must be texture or vertex, got {colour!r}.")
+    for name, value, low, high in (("resolution", resolution, 16, 512), ("texture", texture, 64, 4096), ("faces", faces, 100, 2_000_000)):
+        if value is not None and not low <= value <= high:
+            raise ValueError(f"{name} must lie in [{low}, {high}], got {value}.")
+    if not 0 < scale < 1e6:
+        raise ValueError(f"scale must lie in (0, 1000000) units per world unit, got {scale}.")
+    found = find_run(run, runs_folder(runs))
+    if found.status != "finished":
+        raise RunError(f"Run {found.id} is {found.status}, not finished. Finish it first: dreamsa resume {found.id}")
+    path = _mesh_path(found, format, out)
+    scene = load_scene(found)
+    colours: dict[str, Literal["vertex", "none"]] = {"ply": "vertex", "stl": "none"}
+    device = scene.occupancy.density.device
+    try:
+        asset = make_asset(
+            scene.query, *scene.box(), resolution=resolution, faces=faces, colour=colours.get(format, colour), texture=texture,
+            device=device, stage=stage,
+        )  # fmt: skip
+    except EmptyScene as error:
+        raise EmptyScene(
+            f"Run {found.id} cannot be exported: {error}. Look at its contact_sheet.png, and train it longer or anew."
+        ) from error
+    stage(f"write {path.name}")
+    record = found.record
+    about = {"prompt": record["prompt"], "run": found.id, "seed": found.config.seed, "version": __version__}
+    write_asset(asset, path, format, about, scale, unlit)
+    return path
+
+
+def _mesh_path(run: Run, format: str, out: Path | str | None) -> Path:
+    """Where an export goes; that it can be written there is tried out first.
+
+    Raises:
+        ValueError: It cannot, or the name does not fit the format.
+    """
+    if out is None and format == "obj":
+        path = run.path / "mesh-obj" / "mesh.obj"
+    else:
+        path = Path(out if out is not None else run.path / f"mesh.{format}").expanduser()
+    if path.is_dir():
+        path = path / f"{run.id}.{format}"
+    endings = (".obj", ".zip") if format == "obj" else (f".{format}",)
+    if path.suffix.lower() not in endings:
+        raise ValueError(f"{path} does not end in {' or '.join(endings)}, which --format {format} writes.")
+    try:
+        if out is None:
+            path.parent.mkdir(exist_ok=True)
+        with tempfile.NamedTemporaryFile(prefix=".tmp-", dir=path.parent):
+            pass
+    except OSError as error:
+        raise ValueError(f"{path} cannot be written: {error.strerror or error}. Name another file with --out.") from error
+    return path
 
 
 def prompts(prompt: str, config: RunConfig | None = None) -> dict[str, str]:

@@ -140,7 +140,9 @@ def resume(run: str, *, runs: Runs = None, json: Json = False, quiet: Quiet = Fa
 
 
 @app.command
-def render(run: str, *, frames: int = 60, resolution: int = 256, runs: Runs = None) -> None:
+def render(
+    run: str, *, frames: int = 60, resolution: int = 256, channel: Literal["rgb", "depth", "normal"] = "rgb", runs: Runs = None
+) -> None:
     """Write a run's turntable (mp4, webp) and contact sheet anew, at any size.
 
     Parameters
@@ -149,14 +151,70 @@ def render(run: str, *, frames: int = 60, resolution: int = 256, runs: Runs = No
         Pictures around the object, 8 to 1000.
     resolution
         Side of a picture in pixels, even, 16 to 2048.
+    channel
+        depth and normal write turntable-depth and turntable-normal instead.
     """
     from dreamsa import api
 
-    written = api.render(run, frames=frames, resolution=resolution, runs=runs)
+    written = api.render(run, frames=frames, resolution=resolution, channel=channel, runs=runs)
     for path in written:
         print(path)
     if not any(path.suffix == ".mp4" for path in written):
         raise SystemExit(1)  # the warning on stderr says why
+
+
+@app.command
+def export(
+    run: str,
+    *,
+    format: Literal["glb", "obj", "ply", "stl"] = "glb",
+    out: Path | None = None,
+    resolution: int = 128,
+    faces: int = 20_000,
+    texture: int = 1024,
+    colour: Literal["texture", "vertex"] = "texture",
+    scale: float = 1.0,
+    unlit: bool = True,
+    runs: Runs = None,
+    quiet: Annotated[bool, Parameter(name=["--quiet", "-q"], negative="", help="Print only the file.")] = False,
+) -> None:
+    """Write a finished object as a mesh that opens in other programs.
+
+    Example: dreamsa export a-rabbit-7f3a --format glb
+
+    Parameters
+    ----------
+    run
+        A run's id, the beginning of one, or its folder.
+    format
+        glb: one file with its texture, for browsers, Blender, game engines. obj: with MTL and PNG beside it. ply: colours
+        per vertex. stl: shape only, for printing.
+    out
+        File, or folder that is there. Default: mesh.FORMAT in the run's folder; obj: mesh-obj/mesh.obj. NAME.zip packs an obj.
+    resolution
+        Cells along the object's longest side, 16 to 512.
+    faces
+        Most faces; 0 keeps all that marching cubes makes.
+    texture
+        Side of the texture in texels, 64 to 4096.
+    colour
+        A texture, or colours per vertex (quicker; Blender shows them only once they are wired to the material).
+    scale
+        Written units per world unit; an object is about 1 long. Slicers read an STL as millimetres: --scale 100 is 10 cm.
+    unlit
+        glb: show the colours as they are; --no-unlit lets viewers light them as a matte surface.
+    """
+    from dreamsa import api
+
+    def stage(text: str) -> None:
+        if not quiet:
+            print(text, file=sys.stderr, flush=True)
+
+    path = api.export(
+        run, format=format, out=out, resolution=resolution, texture=texture, faces=faces or None, colour=colour,
+        scale=scale, unlit=unlit, stage=stage, runs=runs,
+    )  # fmt: skip
+    print(path)
 
 
 @app.command(name="list")

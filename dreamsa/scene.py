@@ -2,19 +2,23 @@
 
 from collections.abc import Mapping
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from dreamsa.fields.field import FieldConfig, HashField
+from dreamsa.fields.field import FieldConfig, HashField, Sample
 from dreamsa.randomness import generator_for
 from dreamsa.render.background import SOLID, LearnedBackground
 from dreamsa.render.cameras import Cameras, camera_rays
 from dreamsa.render.occupancy import OccupancyGrid
+from dreamsa.render.shading import density_normals
 from dreamsa.render.volume import RenderConfig, View, render
 
 ALPHA_THRESHOLD = 0.01
 """A cell is sampled where one step through it would have at least this opacity."""
+NORMAL_REACH = 0.02
+"""World units over which the density's slope is taken for pictures: below it a soft field is rough."""
 
 
 class Scene(nn.Module):
@@ -31,6 +35,25 @@ class Scene(nn.Module):
 
     def density(self, points: Float[Tensor, "n 3"]) -> Float[Tensor, "n"]:
         return self.field.query(points).density
+
+    def query(self, points: Float[Tensor, "n 3"], directions: Float[Tensor, "n 3"] | None = None) -> Sample:
+        """The field as the renderer sees it: what lies in cells that are not occupied is empty."""
+        cells = self.occupancy.occupied.shape[0]
+        at = ((points + self.occupancy.radius) * (cells / (2 * self.occupancy.radius))).long()
+        inside = ((at >= 0) & (at < cells)).all(-1)
+        at = at.clamp(0, cells - 1)
+        there = inside & self.occupancy.occupied[at[:, 0], at[:, 1], at[:, 2]]
+        density, rgb = points.new_zeros(len(points)), points.new_zeros(len(points), 3)
+        density[there], rgb[there] = self.field.query(points[there], None if directions is None else directions[there])
+        return Sample(density, rgb)
+
+    def box(self) -> tuple[np.ndarray, np.ndarray]:
+        """The corners of what is occupied, world units; both are 0 where nothing is."""
+        occupied = self.occupancy.occupied.nonzero().cpu().numpy()
+        if not len(occupied):
+            return np.zeros(3), np.zeros(3)
+        scale = 2 * self.occupancy.radius / self.occupancy.occupied.shape[0]
+        return occupied.min(0) * scale - self.occupancy.radius, (occupied.max(0) + 1) * scale - self.occupancy.radius
 
     def refresh(self, seed: int, step: int, full: bool) -> None:
         """Look at the occupancy again; `full` forgets what was seen before."""
@@ -93,3 +116,13 @@ class Scene(nn.Module):
             views[0].orientation,
             sum(v.samples for v in views),
         )
+
+    @torch.no_grad()
+    def normals(self, cameras: Cameras, view: View) -> Float[Tensor, "b h w 3"]:
+        """Unit normals where a view's rays end, in the cameras' axes (right, up, backward); 0 where nothing is seen."""
+        origins, directions = camera_rays(cameras, view.depth.shape[1], view.depth.shape[2])
+        points, seen = origins + view.depth[..., None] * directions, view.opacity > 1e-2
+        normals = torch.zeros_like(points)
+        found = [density_normals(self.density, chunk, NORMAL_REACH) for chunk in points[seen].split(2**16)]
+        normals[seen] = torch.cat(found) if found else points[seen]
+        return torch.einsum("bhwi,bij->bhwj", normals, cameras.pose[:, :, :3])

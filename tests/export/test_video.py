@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dreamsa.export.video import NoFfmpeg, contact_sheet, write_mp4, write_png, write_webp
+from dreamsa.export.video import NoFfmpeg, contact_sheet, depth_pictures, normal_pictures, write_mp4, write_png, write_webp
 
 RNG = np.random.default_rng(0)
 FRAMES = np.stack([np.full((32, 48, 3), (20 * i, 255 - 20 * i, 90), np.uint8) for i in range(12)])
@@ -65,3 +65,18 @@ def test_sheets_hold_every_picture(count, columns, rows):
     y, x = 2 + last // columns * 8, 2 + last % columns * 10
     np.testing.assert_array_equal(sheet[y : y + 6, x : x + 8], pictures[last])
     assert contact_sheet(pictures, columns, magnify=3).shape[0] == 3 * sheet.shape[0]
+
+
+def test_near_is_white_far_is_dark_and_nothing_is_black():
+    depth = np.array([[[1.0, 1.5, 2.0, 9.0]], [[1.0, 2.0, 2.0, 0.0]]])
+    opacity = np.array([[[1.0, 1.0, 1.0, 0.0]], [[1.0, 1.0, 1.0, 0.0]]])
+    pictures = depth_pictures(depth, opacity)
+    np.testing.assert_allclose(pictures[0, 0, :, 0], (255, 153, 51, 0), atol=2)
+    np.testing.assert_array_equal(pictures[0, 0, 2], pictures[1, 0, 1])  # one scale for all
+    assert (pictures == pictures[..., :1]).all()
+
+
+def test_normals_towards_the_camera_are_blue():
+    normals = np.array([[[[0, 0, 1.0], [1, 0, 0], [0, 1, 0], [0, 0, 1]]]])
+    pictures = normal_pictures(normals, np.array([[[1.0, 1.0, 1.0, 0.0]]]))
+    np.testing.assert_allclose(pictures[0, 0], [(128, 128, 255), (255, 128, 128), (128, 255, 128), (0, 0, 0)], atol=1)

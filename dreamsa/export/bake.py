@@ -1,0 +1,117 @@
+"""Colours for a surface: UV coordinates and a texture, or one colour per vertex, both asked from the field itself."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float, Float32, Int, UInt8
+from scipy import ndimage
+from torch import Tensor
+
+from dreamsa.export import kernels
+from dreamsa.export.mesh import Surface
+
+QueryFn = Callable[[Float[Tensor, "n 3"], Float[Tensor, "n 3"]], tuple[Float[Tensor, "n"], Float[Tensor, "n 3"]]]
+"""points, unit directions of sight -> (density in 1/world unit, rgb in [0, 1])."""
+
+PADDING = 4
+"""Texels between two charts: twice what bilinear filtering and the first mipmaps reach."""
+CHUNK = 2**16
+SAMPLES = 16
+"""Along a line of sight through the surface."""
+
+
+class Charts(NamedTuple):
+    """A surface cut open. Vertices on a cut appear once per side."""
+
+    vertex: Int[np.ndarray, "k"]  # which vertex of the surface
+    faces: Int[np.ndarray, "m 3"]  # of the k vertices; in the order and winding of the surface's
+    uv: Float32[np.ndarray, "k 2"]  # in [0, 1]; (0, 0) is the picture's lower left corner
+
+
+def unwrap(surface: Surface, size: int) -> Charts:
+    """Flatten the surface into charts that fill a square of `size` texels (xatlas)."""
+    import xatlas
+
+    atlas = xatlas.Atlas()
+    atlas.add_mesh(surface.vertices.astype(np.float32), surface.faces.astype(np.uint32))
+    packing = xatlas.PackOptions()
+    packing.padding, packing.resolution = PADDING, size
+    atlas.generate(pack_options=packing)
+    vertex, faces, uv = atlas.get_mesh(0)
+    return Charts(vertex.astype(np.int64), faces.astype(np.int64), np.clip(uv, 0, 1).astype(np.float32))
+
+
+@torch.no_grad()
+def colours_at(
+    query: QueryFn,
+    points: Float[np.ndarray, "n 3"],
+    normals: Float[np.ndarray, "n 3"],
+    outside: float,
+    inside: float,
+    device: torch.device | str = "cpu",
+) -> Float32[np.ndarray, "n 3"]:
+    """What is seen on the surface from straight above, in [0, 1]: the field composited along the inward normal.
+
+    One look at the surface itself would show the colour of the outermost fog. Colours that depend on the direction are those
+    seen along the normal.
+
+    Args:
+        outside, inside: Where the line begins above the surface and ends below it, world units.
+    """
+    step = (outside + inside) / SAMPLES
+    found = []
+    for start in range(0, len(points), CHUNK):
+        at, normal = (torch.from_numpy(v[start : start + CHUNK]).float().to(device) for v in (points, normals))
+        total, weight, light = torch.zeros_like(at), torch.zeros_like(at[:, 0]), torch.ones_like(at[:, 0])
+        alive = torch.arange(len(at), device=device)
+        for k in range(SAMPLES):
+            here = at[alive] + (outside - (k + 0.5) * step) * normal[alive]
+            density, rgb = query(here, -normal[alive])
+            seen = light[alive] * -torch.expm1(-density * step)
+            seen = torch.maximum(seen, torch.full_like(seen, 1e-6))  # so that empty lines have a colour too
+            total[alive] += seen[:, None] * rgb
+            weight[alive] += seen
+            light[alive] *= torch.exp(-density * step)
+            alive = alive[light[alive] > 0.02]
+            if not len(alive):
+                break
+        found.append((total / weight[:, None]).cpu().numpy())
+    return np.concatenate(found).astype(np.float32) if found else np.zeros((0, 3), np.float32)
+
+
+def bake(
+    charts: Charts,
+    surface: Surface,
+    normals: Float[np.ndarray, "n 3"],
+    size: int,
+    colours: Callable[[Float[np.ndarray, "t 3"], Float[np.ndarray, "t 3"]], Float32[np.ndarray, "t 3"]],
+) -> UInt8[np.ndarray, "{size} {size} 3"]:
+    """The texture, sRGB as the field's colours are: row 0 is the top. Every texel outside the charts takes the nearest chart's
+    colour, so that filtering never reaches a foreign one.
+
+    Args:
+        colours: (points, unit normals) -> rgb in [0, 1].
+    """
+    face_of, weights = np.full((size, size), -1, np.int32), np.zeros((size, size, 3), np.float32)
+    flat = np.stack([charts.uv[:, 0] * size, (1 - charts.uv[:, 1]) * size, np.zeros(len(charts.uv))], 1)
+    kernels.rasterize(flat, charts.faces, face_of, weights, np.full((size, size), -np.inf, np.float32))
+    covered = face_of >= 0
+    corners, share = charts.vertex[charts.faces[face_of[covered]]], weights[covered][:, :, None]
+    across = (normals[corners] * share).sum(1)
+    across /= np.maximum(np.linalg.norm(across, axis=1, keepdims=True), 1e-9)
+    picture = np.zeros((size, size, 3), np.uint8)
+    picture[covered] = to_bytes(colours((surface.vertices[corners] * share).sum(1), across))
+    nearest = ndimage.distance_transform_edt(~covered, return_distances=False, return_indices=True)
+    return picture[tuple(nearest)]  # pyright: ignore[reportArgumentType]
+
+
+def to_bytes(rgb: Float[np.ndarray, "*n 3"]) -> UInt8[np.ndarray, "*n 3"]:
+    """[0, 1] to 0..255."""
+    return (np.clip(rgb, 0, 1) * 255 + 0.5).astype(np.uint8)
+
+
+def srgb_to_linear(rgb: Float[np.ndarray, "*n 3"]) -> Float[np.ndarray, "*n 3"]:
+    """IEC 61966-2-1; in and out in [0, 1]."""
+    return np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
