@@ -4,10 +4,7 @@ Every tab of the browser looks at one run, by polling; nothing that takes long h
 tab or a closed one change nothing. What the browser sends is a wish: ids are looked up, prompts are text.
 """
 
-import shutil
-import tempfile
 import time
-import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
@@ -20,6 +17,7 @@ except ImportError as error:
     raise ImportError("The page needs gradio, which is not installed. Install it with: pip install 'dreamsa[web]'") from error
 
 from dreamsa import __version__, api
+from dreamsa.checkpoint import write_atomic
 from dreamsa.config import EDIT_STEPS, ESCAPES, PRESETS, RunConfig, parse_setting, preset, read_config
 from dreamsa.guidance.stable_diffusion import KNOWN_MODELS, TOYBOX, ModelConfig, vocabulary
 from dreamsa.runs import Run, RunError, runs_folder
@@ -138,13 +136,15 @@ class Desk:
         if kind not in EXPORTS:
             raise ValueError(f"There is no export {kind!r}. There are: {', '.join(EXPORTS)}.")
         run = self.manager.find(run_id)
-        if kind in FILES:
-            made = run.path / FILES[kind]
-            if not made.is_file():
-                raise RunError(f"Run {run.id} has no {FILES[kind]}. It is {run.status}; dreamsa render {run.id} writes pictures anew.")
-        else:
-            made = api.export(run, format=kind, runs=self.manager.folder)
-        return _published(run, made, self.exports)
+        target = self.exports / run.id / f"{run.id}.{'obj.zip' if kind == 'obj' else kind}"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if kind not in FILES:
+            return api.export(run, format=kind, out=target, runs=self.manager.folder)
+        made = run.path / FILES[kind]
+        if not made.is_file():
+            raise RunError(f"Run {run.id} has no {FILES[kind]}; it is {run.status}. `dreamsa render {run.id}` writes its pictures anew.")
+        write_atomic(target, made.read_bytes())
+        return target
 
     def measured(self, config: RunConfig) -> pace.Pace | None:
         device = str(api.device_for(config.device))
@@ -178,26 +178,6 @@ class Desk:
     def forget_listing(self) -> None:
         """After something was started or stopped."""
         self._listed = (0.0, [])
-
-
-def _published(run: Run, made: Path, exports: Path) -> Path:
-    """Copy a file of a run to the folder that the page may hand out. An OBJ goes as one zip with its material and texture."""
-    folder = exports / run.id
-    folder.mkdir(parents=True, exist_ok=True)
-    together = [made] if made.is_file() else sorted(path for path in made.rglob("*") if path.is_file())
-    if made.suffix == ".obj":
-        together = sorted(path for path in made.parent.iterdir() if path.suffix in (".obj", ".mtl") or path.stem.startswith("material"))
-    target = folder / f"{run.id}-{made.stem if len(together) > 1 else made.name}{'.zip' if len(together) > 1 else ''}"
-    handle = tempfile.NamedTemporaryFile(prefix=".tmp-", dir=folder, delete=False)  # noqa: SIM115
-    with handle:
-        if len(together) > 1:
-            with zipfile.ZipFile(handle, "w", zipfile.ZIP_DEFLATED) as archive:
-                for path in together:
-                    archive.write(path, path.name)
-        else:
-            with together[0].open("rb") as source:
-                shutil.copyfileobj(source, handle)
-    return Path(handle.name).replace(target)
 
 
 @dataclass
@@ -680,12 +660,25 @@ def launch(
         ssr_mode=False,
         allowed_paths=[str(desk.exports)],
         max_file_size=LARGEST_UPLOAD,
-        theme=gr.themes.Soft(
-            primary_hue="violet", neutral_hue="zinc", font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]
-        ),
+        theme=_theme(),
         css_paths=Path(__file__).with_name("page.css"),
     )
     return page, shared or address
+
+
+def _theme() -> gr.themes.Default:
+    fonts: Any = {"font": ["system-ui", "sans-serif"], "font_mono": ["ui-monospace", "monospace"]}  # the system's own: nothing is fetched
+    return gr.themes.Default(primary_hue="violet", neutral_hue="zinc", **fonts).set(
+        body_text_color_subdued="*neutral_600",
+        body_text_color_subdued_dark="*neutral_400",
+        block_info_text_color="*neutral_600",
+        block_info_text_color_dark="*neutral_400",
+        layout_gap="10px",
+        button_primary_background_fill="*primary_600",
+        button_primary_background_fill_dark="*primary_600",
+        button_primary_background_fill_hover="*primary_700",
+        button_primary_text_color="white",
+    )
 
 
 def serve(
