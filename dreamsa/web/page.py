@@ -416,7 +416,7 @@ def _create_form() -> dict[str, Any]:
         [TOYBOX, *KNOWN_MODELS], value=TOYBOX, label="Model", allow_custom_value=True, info="toybox is embedded; or a folder, or a Hub id"
     )
     with gr.Row(elem_classes="pair"):
-        steps = gr.Number(usual, label="Steps", precision=0, minimum=1, min_width=100)
+        steps = gr.Number(usual, label="Steps", precision=0, minimum=1, min_width=100, elem_id="steps")
         seed = gr.Number(0, label="Seed", precision=0, minimum=0, min_width=100)
     with gr.Accordion("Advanced", open=False):
         name = gr.Dropdown(["auto", *PRESETS], value="auto", label="Preset", info="auto: toybox for the embedded model, sd for others")
@@ -444,9 +444,9 @@ def _edit_form() -> dict[str, Any]:
     escape = gr.Radio([(ESCAPE_NOTES[name], name) for name in ESCAPES], value="anneal", label="How to leave the present minimum")
     length = gr.Radio([*EDIT_PRESETS], value="Standard", label="Length", elem_classes="short")
     with gr.Row(elem_classes="pair"):
-        total = gr.Number(steps, label="Steps", precision=0, minimum=1, min_width=90)
-        climb = gr.Number(ascent, label="of which ascend", precision=0, minimum=0, min_width=90)
-        scale = gr.Number(0.01, label="S, rate while ascending", minimum=0, min_width=90, step=0.001)
+        total = gr.Number(steps, label="Steps", precision=0, minimum=1, min_width=90, elem_id="edit-steps")
+        climb = gr.Number(ascent, label="of which ascend", precision=0, minimum=0, min_width=90, elem_id="edit-ascent")
+        scale = gr.Number(0.01, label="S while ascending", minimum=0, min_width=90, step=0.001)
     with gr.Accordion("Advanced", open=False):
         eta = gr.Slider(0, 1, 0.3, label="eta, share of the way towards a random scene (interpolate)")
         moments = gr.Radio(["reset", "keep"], value="reset", label="Optimizer's moments", elem_classes="short")
@@ -480,7 +480,9 @@ def _panel(strip: gr.HTML, tree: gr.HTML, parent: gr.Dropdown) -> Panel:
         cli = gr.Code(language="shell", label="Command line", elem_id="cli", interactive=False, wrap_lines=True)
         python = gr.Code(language="python", label="Python", elem_id="python", interactive=False, wrap_lines=True)
     with gr.Accordion("Export and download", open=False), gr.Row(elem_classes="actions"):
-        kind = gr.Dropdown([(label, name) for name, label in EXPORTS.items()], value="glb", label="Format", min_width=160, scale=3)
+        kind = gr.Dropdown(
+            [(label, name) for name, label in EXPORTS.items()], value="glb", label="Format", min_width=160, scale=3, elem_id="kind"
+        )
         export = gr.Button("Export", elem_id="export", min_width=90, scale=1)
     exported = gr.File(label="Exported", visible=False, interactive=False, elem_id="exported")
     return Panel(
