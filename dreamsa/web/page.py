@@ -150,7 +150,7 @@ class Desk:
         device = str(api.device_for(config.device))
         return pace.measured(config, device, self.manager.runs())
 
-    def probe(self, config: RunConfig) -> pace.Pace | None:
+    def probe(self, config: RunConfig) -> pace.Pace:
         """Time a few steps, when it is their turn."""
         made: list[pace.Probe] = []
 
@@ -159,6 +159,8 @@ class Desk:
             return made[0]
 
         self.manager.wait(self.manager.submit(start), timeout=3600)
+        if made[0].pace is None:
+            raise RunError("The probe ended before it could time anything.")
         return made[0].pace
 
     def listing(self) -> list[tuple[Status, int, str | None, bool]]:
@@ -229,10 +231,13 @@ def look(desk: Desk, panel: Panel, run_id: str | None, compared: str | None, par
         "tree": (tree, lambda: markup.tree([row[:3] for row in rows], run_id)),
         "parent": (ids, lambda: gr.Dropdown(choices=finished, value=chosen)),
     }
-    if status is not None:
-        parts |= _parts_of_run(desk, status, None if was.get("run") != run_id else (compared or ""), finished)
-    updates = {getattr(panel, name): make() for name, (token, make) in parts.items() if was.get(name) != token}
-    now = {name: token for name, (token, _) in parts.items()} | {"run": run_id}
+    try:
+        if status is not None:
+            parts |= _parts_of_run(desk, status, None if was.get("run") != run_id else (compared or ""), finished)
+        updates = {getattr(panel, name): make() for name, (token, make) in parts.items() if was.get(name) != token}
+        now = {name: token for name, (token, _) in parts.items()} | {"run": run_id}
+    except ERRORS as error:  # a file of the run is damaged; whoever looks should know which
+        updates, now = {panel.card: markup.message(_sentence(error), bad=True)}, {"run": run_id}
     return updates | {"was": now, "run": run_id}
 
 
@@ -328,10 +333,13 @@ def build(desk: Desk) -> gr.Blocks:
 
         def refresh(run_id: str | None, compared: str | None, parent: str | None, before: dict[str, Any]) -> dict[Any, Any]:
             found = look(desk, panel, run_id, compared, parent, before)
-            return {**{key: value for key, value in found.items() if key not in ("was", "run")}, was: found["was"], watched: found["run"]}
+            updates = {key: value for key, value in found.items() if key not in ("was", "run")}
+            # A poll that began before a click and ends after it must not take back what the click chose.
+            return {**updates, was: found["was"], **({watched: found["run"]} if found["run"] != run_id else {})}
 
         def enter() -> dict[Any, Any]:
-            return refresh(manager.current(), None, None, {})
+            current = manager.current()
+            return {**refresh(current, None, None, {}), watched: current}
 
         def answer(note: gr.HTML, act: Callable[..., tuple[str | None, str]]) -> Callable[..., dict[Any, Any]]:
             """A handler that does `act`, then says in `note` how it went, and looks at the run it names."""
@@ -344,7 +352,7 @@ def build(desk: Desk) -> gr.Blocks:
                 except ERRORS as error:
                     aim, said = None, markup.message(_sentence(error), bad=True)
                 desk.forget_listing()
-                return {**refresh(aim or run_id, compared, parent, before), note: said}
+                return {**refresh(aim or run_id, compared, parent, before), note: said, watched: aim or run_id}
 
             return handle
 
@@ -374,7 +382,7 @@ def build(desk: Desk) -> gr.Blocks:
                 chosen = manager.find(getattr(event, "run", None)).id
             except RunError as error:
                 return {panel.note: markup.message(_sentence(error), bad=True)}
-            return refresh(chosen, compared, parent, before)
+            return {**refresh(chosen, compared, parent, before), watched: chosen}
 
         started: Any = {"outputs": shown, **QUIET}
         gr.on(
