@@ -110,8 +110,6 @@ def _all(opened: "Browser", address: str, out: Path, child: str, parent: str, pr
     page.wait_for_selector("#slider img")
     take(page, out / "gallery.png")
     page.get_by_role("tab", name="Create").click()
-    choose_again = page.get_by_role("tab", name="Create")
-    choose_again.click()
     page.locator("#prompt textarea").fill("a red gas can")
     page.locator("#panel button", has_text="What was done").click()
     take(page, out / "create.png")

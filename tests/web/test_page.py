@@ -1,12 +1,16 @@
 """The real page, served on 127.0.0.1, in a headless Chromium and through gradio's client; only the score model and the sizes are small."""
 
 import json
+import signal
+import subprocess
+import sys
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -21,6 +25,7 @@ from dreamsa.web import page as web_page
 from dreamsa.web import screenshots
 from dreamsa.web.jobs import JobManager
 
+REPO = Path(__file__).resolve().parents[2]
 SOON_MS = 90_000
 """Nothing here takes as long, unless the machine is very busy."""
 LONG_RUN = 3000
@@ -338,3 +343,18 @@ def test_the_page_stays_at_home(site):
     config = json.loads(request(f"{site.address}/config")[1])
     assert config["analytics_enabled"] is False
     assert config.get("run_history") in (False, None)
+
+
+def test_the_command_serves_an_empty_folder_until_it_is_told_to_stop(tmp_path):
+    command = [sys.executable, "app.py", "--runs", str(tmp_path / "runs")]
+    server = subprocess.Popen(command, cwd=REPO, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        line = server.stdout.readline()
+        address = line.split()[4]
+        assert address.startswith("http://127.0.0.1:"), line
+        assert request(address)[0] == 200
+        server.send_signal(signal.SIGTERM)
+        assert server.wait(60) == 128 + signal.SIGTERM
+    finally:
+        server.kill()
+        server.communicate()

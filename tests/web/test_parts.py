@@ -2,6 +2,7 @@
 
 import shlex
 import shutil
+import sys
 from html.parser import HTMLParser
 
 import numpy as np
@@ -276,3 +277,12 @@ def test_what_cannot_be_an_example_is_refused_and_the_old_ones_stay(tmp_path, fi
         examples.ship([rabbit.id], tmp_path / "made", tmp_path / "examples")
     assert [path.name for path in (tmp_path / "examples").iterdir()] == [rabbit.id]
     assert not list(tmp_path.glob(".tmp-*"))
+
+
+def test_without_gradio_one_sentence_says_what_to_install(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "gradio", None)
+    monkeypatch.delitem(sys.modules, "dreamsa.web.page", raising=False)
+    with pytest.raises(SystemExit, match="1"):
+        cli.main(["web"])
+    said = capsys.readouterr().err
+    assert said == "dreamsa: The page needs gradio, which is not installed. Install it with: pip install 'dreamsa[web]'\n"
