@@ -561,14 +561,14 @@ def _wire_forms(desk: Desk, page: gr.Blocks, create: dict[str, Any], change: dic
 
 
 def _wire_export(desk: Desk, panel: Panel, watched: gr.State) -> None:
-    def export(run_id: str | None, kind: str) -> dict[Any, Any]:
+    def hand_out(run_id: str | None, kind: str) -> dict[Any, Any]:
         try:
             return {panel.exported: gr.File(value=str(desk.export(run_id or "", kind)), visible=True), panel.note: ""}
         except ERRORS as error:
             return {panel.note: markup.message(_sentence(error), bad=True)}
 
     panel.export.click(
-        export, [watched, panel.kind], [panel.exported, panel.note],
+        hand_out, [watched, panel.kind], [panel.exported, panel.note],
         concurrency_id="device", concurrency_limit=1, api_visibility="private",
     )  # fmt: skip
 

@@ -48,6 +48,7 @@ def site(tmp_path_factory) -> Iterator[SimpleNamespace]:
     outputs = api.write_outputs
     patch.setattr(api, "write_outputs", lambda run, scene, frames=8, resolution=16: outputs(run, scene, 8, 16))
     patch.setattr(api, "PREVIEW_SECONDS", 0.2)
+    patch.setattr(web_page, "POLL_SECONDS", 0.5)
     patch.setattr(api, "export", stand_in_export, raising=False)
     patch.setattr(web_page, "preset", lambda name, prompt: tiny_config(prompt=prompt))
     folder = tmp_path_factory.mktemp("site") / "runs"
@@ -139,6 +140,10 @@ def test_generate_edit_compare_and_export(site, visit):
     rabbit, purple = site.manager.runs()[-2:]
     assert purple.record["parent"] == rabbit.id
     assert (purple.config.steps, purple.config.edit.ascent_steps) == (120, 60)
+    page.locator("#compared input").click()
+    page.get_by_role("option", name="nothing").click()
+    page.wait_for_selector("#turntable figure.single img")
+    assert page.locator("#slider img").count() == 0 or not page.locator("#slider").is_visible()
     page.get_by_role("button", name="What was done").click()
     assert f"dreamsa edit {rabbit.id} 'a purple rabbit'" in page.locator("#cli .cm-content").inner_text().replace("\n", " ")
     page.get_by_role("button", name="Export and download").click()
@@ -238,9 +243,14 @@ def test_a_phone_has_one_column_and_nothing_to_scroll_sideways(visit, rabbit, da
 
 
 def contrast(page, selector: str) -> float:
-    """WCAG's contrast ratio of an element's text against the page."""
+    """WCAG's contrast ratio of an element's text against what is painted behind it."""
     colours = page.evaluate(
-        "s => [getComputedStyle(document.querySelector(s)).color, getComputedStyle(document.querySelector('.gradio-container')).backgroundColor]",
+        """selector => {
+          const element = document.querySelector(selector);
+          let behind = element;
+          while (behind.parentElement && getComputedStyle(behind).backgroundColor.endsWith(', 0)')) behind = behind.parentElement;
+          return [getComputedStyle(element).color, getComputedStyle(behind).backgroundColor];
+        }""",
         selector,
     )
     lights = []
@@ -258,7 +268,7 @@ def test_the_gallery_works_with_the_keyboard(visit, rabbit):
     button.focus()
     page.keyboard.press("Enter")
     page.wait_for_function("id => document.querySelector('#card .facts')?.textContent.includes(id)", arg=rabbit.id)
-    assert button.get_attribute("aria-pressed") == "true" or page.wait_for_selector(f'#tree [data-run="{rabbit.id}"][aria-pressed="true"]')
+    page.wait_for_selector(f'#tree [data-run="{rabbit.id}"][aria-pressed="true"]')
 
 
 @pytest.fixture(scope="module")
@@ -293,6 +303,16 @@ def test_programs_do_the_same_through_gradios_client(site, client):
         client.predict("../runs", "json", api_name="/export")
     with pytest.raises(AppError, match="There is no export '/etc/passwd'"):
         client.predict(child, "/etc/passwd", api_name="/export")
+
+
+def test_a_probe_waits_for_its_turn_and_shows_in_no_gallery(site, rabbit):
+    before = [run.id for run in site.manager.runs()]
+    found = site.desk.probe(tiny_config(seed=1))
+    assert found.seconds_per_step >= 0.02  # what each step sleeps
+    assert found.steps == 9
+    assert [run.id for run in site.manager.runs()] == before
+    with pytest.raises(ValueError, match="has no words for 'a unicorn'"):
+        site.desk.probe(tiny_config(prompt="a unicorn"))
 
 
 def request(address: str, data: bytes | None = None, **headers: str) -> tuple[int, bytes]:
