@@ -143,7 +143,7 @@ def test_generate_edit_compare_and_export(site, visit):
     page.locator("#compared input").click()
     page.get_by_role("option", name="nothing").click()
     page.wait_for_selector("#turntable figure.single img")
-    assert page.locator("#slider img").count() == 0 or not page.locator("#slider").is_visible()
+    page.locator("#slider").wait_for(state="hidden")
     page.get_by_role("button", name="What was done").click()
     assert f"dreamsa edit {rabbit.id} 'a purple rabbit'" in page.locator("#cli .cm-content").inner_text().replace("\n", " ")
     page.get_by_role("button", name="Export and download").click()
