@@ -162,7 +162,8 @@ def edit(
     before = parent.config
     if parent.status != "finished":
         raise RunError(f"Run {parent.id} is {parent.status}, not finished. Finish it first: dreamsa resume {parent.id}")
-    parent.latest_checkpoint  # noqa: B018  (raises if there is none)
+    if not (parent.latest_checkpoint / "training.safetensors").is_file() and moments == "keep":
+        raise RunError(f"Run {parent.id} was shipped without its optimizer's moments, so they cannot be kept. Use --moments reset.")
     own = name or ("toybox" if before.model.model == "toybox" else "paper")
     default_steps, default_ascent = EDIT_STEPS[own]
     steps = default_steps if steps is None else steps

@@ -267,6 +267,21 @@ def doctor(*, json: Json = False) -> None:
 
 
 @app.command
+def web(
+    *,
+    host: Annotated[str, Parameter(help="Address to listen at. 0.0.0.0 lets the whole network in.")] = "127.0.0.1",
+    port: Annotated[int | None, Parameter(help="Default: the first free one from 7860.")] = None,
+    runs: Runs = None,
+    share: Annotated[bool, Parameter(negative="", help="Ask gradio for a public link: anybody who knows it can use this machine.")] = False,
+    open_: Annotated[bool, Parameter(name="--open", negative="", help="Open the page in the browser.")] = False,
+) -> None:
+    """Start the web page: create, edit, compare and export. Jobs go on when it is closed; Ctrl-C saves and stops them."""
+    from dreamsa.web.page import serve
+
+    raise SystemExit(128 + serve(host, port, runs, share, open_))
+
+
+@app.command
 def bench(*, steps: int = 30, json: Json = False) -> None:
     """Time one step of score distillation and its parts, and the hash grid against the usual torch one."""
     from dreamsa.evaluate.bench import bench as run_bench
@@ -332,16 +347,9 @@ def evaluate(
 
 def _overrides(pairs: list[str] | None, **given: Any) -> dict[str, Any]:
     """--set pairs and the flags that stand for settings, as one dictionary. Values are JSON where they can be, else text."""
-    overrides = {key: value for key, value in given.items() if value is not None}
-    for pair in pairs or []:
-        key, equals, text = pair.partition("=")
-        if not equals:
-            raise ValueError(f"--set wants name=value, e.g. sds.guidance_scale=30; got {pair!r}.")
-        try:
-            overrides[key] = json_module.loads(text)
-        except ValueError:
-            overrides[key] = text
-    return overrides
+    from dreamsa.config import parse_setting
+
+    return {key: value for key, value in given.items() if value is not None} | dict(map(parse_setting, pairs or []))
 
 
 def _print_config(config: "RunConfig") -> None:

@@ -201,6 +201,21 @@ def read_config(path: Path) -> RunConfig:
         raise ValueError(f"Cannot read the configuration {path}: {error}") from error
 
 
+def parse_setting(text: str) -> tuple[str, Any]:
+    """ "sds.guidance_scale=30" as a key and a value, which is JSON where it can be, else text.
+
+    Raises:
+        ValueError: No equals sign.
+    """
+    key, equals, value = text.partition("=")
+    if not equals:
+        raise ValueError(f"A setting is name=value, e.g. sds.guidance_scale=30; got {text!r}.")
+    try:
+        return key.strip(), json.loads(value)
+    except ValueError:
+        return key.strip(), value.strip()
+
+
 def _refuse_unknown(cls: type, value: Any, where: str) -> None:
     if not isinstance(value, dict):
         raise ValueError(f"config{where} should be an object, found {type(value).__name__}.")

@@ -105,7 +105,7 @@ def test_ctrl_c_saves_and_prints_the_command_to_go_on(tmp_path):
         (("generate", "a rabbit", "--steps", "0"), "steps must lie in [1, 1000000], got 0"),
         (("generate", "a rabbit", "--set", "sds.guidance_scale=-1"), "guidance_scale must lie in [0, 1000], got -1"),
         (("generate", "a rabbit", "--set", "camera.resolution=5000"), "resolution must lie in"),
-        (("generate", "a rabbit", "--set", "nonsense"), "--set wants name=value"),
+        (("generate", "a rabbit", "--set", "nonsense"), "A setting is name=value"),
         (("generate", "a rabbit", "--set", "device=tpu"), "no device 'tpu'"),
         (("generate", "a rabbit", "--set", "field.backend=tcnn"), "'tcnn' needs a CUDA device"),
         (("generate", "--config", "/no/such.json"), "Cannot read the configuration /no/such.json"),
