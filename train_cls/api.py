@@ -20,7 +20,7 @@ from train_cls.evaluate.hessian import HessianConfig, hessian_spectrum
 from train_cls.evaluate.linear_probe import ProbeConfig, linear_probe
 from train_cls.evaluate.metrics import predict, scores
 from train_cls.evaluate.prediction_depth import DepthConfig, prediction_depth
-from train_cls.models import Classifier, build_model
+from train_cls.models import Classifier, build_model, load_weights_
 from train_cls.train import EpochResult, device_of
 
 
@@ -50,7 +50,7 @@ def load_run(folder: Path, generation: int | None = None) -> tuple[TrainConfig, 
         raise ValueError(f"{folder} has generations 1 to {len(finished)}, not {generation}.")
     channels = splits.train.images.shape[1]
     model = build_model(config.model, len(splits.train.classes), channels, *channel_stats(splits.train.images), seed=config.seed)
-    model.load_state_dict(finished[(generation or len(finished)) - 1])
+    load_weights_(model, finished[(generation or len(finished)) - 1])
     return config, model.to(device_of(config.device)).eval(), splits
 
 

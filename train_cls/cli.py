@@ -1,6 +1,8 @@
-"""The command line `train-cls`: parse, call train_cls.api, print. Exit codes as dreamsa's: 0, 1 refused or failed, 2 usage, 130 stopped."""
+"""The command line `train-cls`: parse, call train_cls.api, print. Exit codes as dreamsa's: 0, 1 refused or failed, 2 usage, 130 stopped; 141
+where whoever reads the output has stopped reading."""
 
 import json as json_module
+import os
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -229,6 +231,7 @@ def sweep(
     *,
     method: str = "seal",
     seeds: int = 1,
+    first_seed: int = 0,
     data: str = "digits",
     model: str | None = None,
     preset: Literal["digits", "paper", "seal-code"] = "digits",
@@ -245,8 +248,28 @@ def sweep(
         preset, set_, method=method, data=data, model=model, generations=generations, epochs=epochs,
         splits=dict(per_class=per_class, validation=validation),
     )  # fmt: skip
-    for row in api.sweep(config, folder, setting, [_value(v) for v in values], range(seeds)):
+    for row in api.sweep(config, folder, setting, [_value(v) for v in values], range(first_seed, first_seed + seeds)):
         print(json_module.dumps(row), flush=True)
+
+
+@app.command
+def bench(
+    *,
+    model: str = "resnet18",
+    batch: int = 128,
+    size: Annotated[int, Parameter(help="Height and width of the images in pixels.")] = 32,
+    channels: int = 3,
+    classes: int = 200,
+    rounds: Annotated[int, Parameter(help="Turns of each rival.")] = 15,
+    device: str = "auto",
+    json: Json = False,
+) -> None:
+    """Time the annealer beside a plain step, and whole epochs beside a bare PyTorch loop: medians, taking turns."""
+    from train_cls.bench import BenchConfig
+    from train_cls.bench import bench as run_bench
+
+    chosen = BenchConfig(model=model, batch=batch, size=size, channels=channels, classes=classes, rounds=rounds, device=device)
+    _print(run_bench(chosen), json)
 
 
 def _value(text: str) -> Any:
@@ -328,7 +351,13 @@ def main(arguments: list[str] | None = None) -> None:
     tokens = sys.argv[1:] if arguments is None else arguments
     debug = "--debug" in tokens
     try:
-        app([token for token in tokens if token != "--debug"])
+        try:
+            app([token for token in tokens if token != "--debug"])
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:  # `| head` has seen enough: what is left goes nowhere, or the interpreter complains when it flushes at its end
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(141) from None
     except (ValueError, RuntimeError, OSError, ImportError, ArithmeticError) as error:
         if debug:
             raise

@@ -17,7 +17,7 @@ from train_cls.data import Splits, load_splits
 from train_cls.methods import METHODS
 from train_cls.run import continue_run, new_run, rows
 
-FROM_SCRATCH = frozenset({"normal", "long", "sgdr", "swa", "sam", "sa-gd", "langevin", "kinetic", "landscape"})
+FROM_SCRATCH = frozenset({"normal", "long", "sgdr", "swa", "sam", "sa-gd", "langevin", "kinetic", "landscape", "tolerant-teacher"})
 """Methods whose first generation is not the plain one that the others share."""
 CONTROLS = ("long", "restarts", "reset-only", "seal-zero", "random-direction", "llf", "shrink-perturb", "swa", "sam")
 """What SEAL has to beat: its own ingredients without ascent, and what else the same steps could buy."""
@@ -84,15 +84,21 @@ def compare(
         for arm in arms:
             method = arm.partition("@")[0]
             own = with_overrides(replace(base, method=method), changes.get(arm, {}))
-            if method not in FROM_SCRATCH and not changes.get(arm) and shared is None:
+            branches = method not in FROM_SCRATCH and all(map(_after_generation_1, changes.get(arm, {})))
+            if branches and shared is None:
                 shared = _first_generation(base, folder / "generation-1" / f"seed-{seed}", splits)
-            branch = None if method in FROM_SCRATCH or changes.get(arm) else shared
+            branch = shared if branches else None
             run = folder / arm / f"seed-{seed}"
             if not (run / "config.json").exists():
                 new_run(run, own)
             for _ in continue_run(run, splits, branch):
                 pass
             yield f"{arm}, seed {seed}: " + ", ".join(f"{k} {v:.4f}" for k, v in last_scores(run).items() if k.startswith("test"))
+
+
+def _after_generation_1(setting: str) -> bool:
+    """Whether a setting changes nothing before generation 2: those of the methods, but for where the layers are parted."""
+    return setting.startswith("anneal.") and setting != "anneal.before"
 
 
 def _first_generation(config: TrainConfig, folder: Path, splits: Splits) -> Path:
