@@ -55,7 +55,7 @@ def load_run(folder: Path, generation: int | None = None) -> tuple[TrainConfig, 
 
 
 def evaluate(folder: Path, generation: int | None = None) -> dict[str, Any]:
-    """Accuracy, likelihood and calibration of one generation, and of the ensemble of all of them."""
+    """Accuracy, likelihood and calibration of one generation; the accuracy of every generation, and the scores of their ensemble."""
     config, model, splits = load_run(folder, generation)
     found: dict[str, Any] = {"run": str(folder), "method": config.method}
     for name, data in (("validation", splits.validation), ("test", splits.test)):
@@ -68,6 +68,7 @@ def evaluate(folder: Path, generation: int | None = None) -> dict[str, Any]:
             model.load_state_dict(weights)
             logits.append(_predict(model, splits.test))
         together = ensemble_scores(logits, splits.test.labels)
+        found["test accuracy of generation"] = {str(i + 1): one["accuracy"] for i, one in enumerate(together.members)}
         found["ensemble of generations"] = {**together.ensemble, "mean disagreement": together.mean_disagreement}
     return found
 

@@ -13,7 +13,7 @@ import torch
 
 from dreamsa import checkpoint
 from train_cls import api
-from train_cls.compare import compare, last_scores, paired_difference, table, verdict
+from train_cls.compare import compare, history, last_scores, paired_difference, table, verdict
 from train_cls.config import PRESETS, AnnealConfig, TrainConfig, from_dict, preset, to_dict, with_overrides
 from train_cls.data import DataConfig, load_splits
 from train_cls.methods import METHODS
@@ -167,6 +167,8 @@ def test_kept_checkpoints_make_an_ensemble(tmp_path):
     facts = api.evaluate(tmp_path / "run")
     assert {"validation", "test", "ensemble of generations"} <= facts.keys()
     assert 0 <= facts["ensemble of generations"]["mean disagreement"] <= 1
+    each = {str(row["generation"]): row["test accuracy"] for row in rows(tmp_path / "run") if row["epoch"] % config.epochs == 0}
+    assert facts["test accuracy of generation"] == pytest.approx(each)
     table_ = (tmp_path / "run" / "metrics.csv").read_text().splitlines()
     assert len(table_) == 7 and "test accuracy" in table_[0]
 
@@ -203,7 +205,10 @@ def test_a_comparison_shares_its_first_generation_resumes_and_reports(tmp_path):
     page = write_report(tmp_path / "c", arms, seeds).read_text()
     assert "<svg" in page and "http" not in page.replace("http://www.w3.org", "") and "best control" in page
     assert len((tmp_path / "c" / "scores.csv").read_text().splitlines()) == 7
+    assert [row["epoch"] for row in history(tmp_path / "c", "seal", 1)] == [1, 2, 3, 4, 5, 6]
     assert set(table(tmp_path / "c", arms, seeds)) == set(arms)
+    (tmp_path / "c" / "seal" / "seed-1" / "metrics.csv").unlink()
+    assert set(table(tmp_path / "c", arms, seeds)["seal"]) == {"0"}, "a run that was stopped has no say yet"
 
 
 def test_an_arm_with_tuned_settings_trains_from_scratch(tmp_path):
