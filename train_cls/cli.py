@@ -21,6 +21,7 @@ app = App(
 Set = Annotated[list[str] | None, Parameter(name="--set", negative="", help="Change a setting: --set anneal.scale=0.03. Repeatable.")]
 Json = Annotated[bool, Parameter(name="--json", negative="", help="Print JSON lines instead of text.")]
 PerClass = Annotated[int | None, Parameter(help="Training images per class; 0 for all.")]
+TestPerClass = Annotated[int | None, Parameter(help="Test images per class; 0 for all.")]
 Only = Annotated[str | None, Parameter(help='Classes to keep: "0-4" or "cat,dog".')]
 Validation = Annotated[int | None, Parameter(help="Images taken from the training split for validation.")]
 Generation = Annotated[int | None, Parameter(help="Which generation; default: the last.")]
@@ -40,6 +41,7 @@ def train(
     lr: float | None = None,
     seed: int = 0,
     per_class: PerClass = None,
+    test_per_class: TestPerClass = None,
     only_classes: Only = None,
     validation: Validation = None,
     size: Annotated[int | None, Parameter(help="Resize images to this many pixels a side.")] = None,
@@ -68,7 +70,9 @@ def train(
 
     config = _config(
         preset, set_, method=method, data=data, model=model, generations=generations, epochs=epochs, batch=batch, lr=lr, seed=seed, device=device,
-        splits=dict(per_class=per_class, only_classes=only_classes, validation=validation, size=size, seed=seed),
+        splits=dict(
+            per_class=per_class, test_per_class=test_per_class, only_classes=only_classes, validation=validation, size=size, seed=seed
+        ),
     )  # fmt: skip
     if dry_run:
         from train_cls.config import to_dict
@@ -118,6 +122,7 @@ def probe(
     data: str,
     *,
     per_class: PerClass = None,
+    test_per_class: TestPerClass = None,
     only_classes: Only = None,
     size: int | None = None,
     epochs: int = 120,
@@ -127,7 +132,8 @@ def probe(
     """Linear probe of a run's features on other DATA: the learning rate is chosen on a validation split."""
     from train_cls import api
 
-    _print(api.probe(folder, data, _splits(per_class=per_class, only_classes=only_classes, size=size), generation, epochs=epochs), json)
+    splits = _splits(per_class=per_class, test_per_class=test_per_class, only_classes=only_classes, size=size)
+    _print(api.probe(folder, data, splits, generation, epochs=epochs), json)
 
 
 @app.command(name="few-shot")
@@ -187,6 +193,7 @@ def compare(
     batch: int | None = None,
     lr: float | None = None,
     per_class: PerClass = None,
+    test_per_class: TestPerClass = None,
     only_classes: Only = None,
     validation: Validation = None,
     size: int | None = None,
@@ -208,7 +215,7 @@ def compare(
 
     config = _config(
         preset, set_, data=data, model=model, generations=generations, epochs=epochs, batch=batch, lr=lr, device=device,
-        splits=dict(per_class=per_class, only_classes=only_classes, validation=validation, size=size),
+        splits=dict(per_class=per_class, test_per_class=test_per_class, only_classes=only_classes, validation=validation, size=size),
     )  # fmt: skip
     changes: dict[str, dict[str, Any]] = {}
     for entry in tune or []:

@@ -12,7 +12,7 @@ import torch
 from scipy import stats
 
 from dreamsa import checkpoint
-from train_cls.config import TrainConfig, to_dict
+from train_cls.config import TrainConfig, from_dict, to_dict, with_overrides
 from train_cls.data import Splits, load_splits
 from train_cls.methods import METHODS
 from train_cls.run import continue_run, is_finished, new_run, rows
@@ -63,8 +63,6 @@ def compare(
     Raises:
         ValueError: An unknown arm, no seeds, or a folder that holds another comparison.
     """
-    from train_cls.config import with_overrides
-
     changes = changes or {}
     for arm in arms:
         if arm.partition("@")[0] not in METHODS:
@@ -74,7 +72,7 @@ def compare(
     plan = {"config": to_dict(config), "changes": changes}
     known = folder / "comparison.json"
     folder.mkdir(parents=True, exist_ok=True)
-    if known.exists() and json.loads(known.read_text()) != json.loads(json.dumps(plan)):
+    if known.exists() and not _same_plan(json.loads(known.read_text()), json.loads(json.dumps(plan))):
         raise ValueError(f"{folder} holds a comparison with other settings. Choose another folder.")
     checkpoint.write_json(known, plan)
     for seed in seeds:
@@ -94,6 +92,11 @@ def compare(
             for _ in continue_run(run, splits, branch):
                 pass
             yield f"{arm}, seed {seed}: " + ", ".join(f"{k} {v:.4f}" for k, v in last_scores(run).items() if k.startswith("test"))
+
+
+def _same_plan(one: dict[str, Any], other: dict[str, Any]) -> bool:
+    """Settings that an older version did not know count as their defaults."""
+    return one["changes"] == other["changes"] and from_dict(one["config"]) == from_dict(other["config"])
 
 
 def _after_generation_1(setting: str) -> bool:

@@ -548,6 +548,16 @@ def positions(part: Dataset, whole: Dataset) -> list[int]:
     return [index[image.numpy().tobytes()] for image in part.images]
 
 
+def test_fewer_test_images_are_the_same_for_every_seed_and_choice_of_classes():
+    whole = load_splits("digits").test
+    few, other = (load_splits("digits", DataConfig(test_per_class=7, per_class=5, seed=seed)).test for seed in (0, 1))
+    assert few.labels.bincount().tolist() == [7] * 10 and torch.equal(few.images, other.images)
+    fours = load_splits("digits", DataConfig(test_per_class=7, only_classes="4-5")).test
+    assert torch.equal(fours.images, few.select((few.labels == 4) | (few.labels == 5)).images)
+    assert {image.numpy().tobytes() for image in few.images} <= {image.numpy().tobytes() for image in whole.images}
+    assert len(load_splits("digits", DataConfig(test_per_class=10**6)).test) == len(whole)
+
+
 def test_the_choice_is_a_function_of_the_seed():
     whole = load_splits("digits")
     config = DataConfig(per_class=20, validation=100, seed=1)
