@@ -157,12 +157,9 @@ def bare_epochs(config: BenchConfig, settings: TrainConfig, data: Dataset) -> It
         yield float(total) / config.epoch
 
 
-def bench(config: BenchConfig) -> dict[str, dict[str, float]]:
-    """Both contests, in seconds and ratios."""
-    step, epoch = overhead(config), throughput(config)
-    return {
-        "seconds per step": step.seconds,
-        "of a plain step": {name: step.ratio(name, "plain") for name in ("mounted", "ascend")},
-        "seconds per epoch": epoch.seconds,
-        "of a bare loop's throughput": {"train-cls": epoch.ratio("bare", "train-cls")},
-    }
+def bench(config: BenchConfig) -> Iterator[dict[str, dict[str, float]]]:
+    """Both contests, one after the other, in seconds and ratios."""
+    step = overhead(config)
+    yield {"seconds per step": step.seconds, "of a plain step": {name: step.ratio(name, "plain") for name in ("mounted", "ascend")}}
+    epoch = throughput(config)
+    yield {"seconds per epoch": epoch.seconds, "of a bare loop's throughput": {"train-cls": epoch.ratio("bare", "train-cls")}}

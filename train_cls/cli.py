@@ -276,7 +276,8 @@ def bench(
     from train_cls.bench import bench as run_bench
 
     chosen = BenchConfig(model=model, batch=batch, size=size, channels=channels, classes=classes, rounds=rounds, device=device)
-    _print(run_bench(chosen), json)
+    for facts in run_bench(chosen):
+        _print(facts, json)
 
 
 def _value(text: str) -> Any:

@@ -39,9 +39,10 @@ def write_report(folder: Path, arms: Sequence[str], seeds: Sequence[int], arm: s
         f"<h1>Comparison: {html.escape(folder.name)}</h1>",
         f'<p class="claim">{html.escape(answer["claim"])}</p>',
         _score_table(scores, answer, arm, score, other),
-        '<p class="note">Scores are of the last epoch. Every arm of a seed takes as many gradients (normal: one generation of them), and all '
-        "but those trained from scratch share their first generation. Intervals: bootstrap over seeds, 95 %. "
-        f"* a control; the claim is held against the one with the best mean.</p><h2>{score.capitalize()} after each generation</h2>",
+        '<p class="note">Scores are of the last epoch. Every arm of a seed takes as many gradients (sam two a step, hence half the generations; '
+        "normal one generation of them), and all but those trained from scratch share their first generation. Differences are paired, over "
+        "the seeds that both arms have; intervals are bootstrap 95 %. * a control: the claim is held against the best of them.</p>"
+        f"<h2>{score.capitalize()} after each generation</h2>",
         _plot(_by_generation(folder, scores, score), arm, "generation", f"{score}, %"),
     ]
     for column, title in (
@@ -62,16 +63,22 @@ def write_report(folder: Path, arms: Sequence[str], seeds: Sequence[int], arm: s
 def _score_table(
     scores: dict[str, dict[str, float]], answer: dict[str, Any], arm: str, score: str, other: dict[str, dict[str, dict[str, float]]]
 ) -> str:
+    """One row per arm, the best first: by the paired difference, which is fair where arms have unequal seeds."""
     lines = [
-        f"<table><tr><th>arm</th><th>{score}, %</th><th>95 %</th><th>{html.escape(arm)} minus it</th><th>95 %</th><th>wins</th>"
+        f"<table><tr><th>arm</th><th>seeds</th><th>{score}, %</th><th>95 %</th><th>{html.escape(arm)} minus it</th><th>95 %</th><th>wins</th>"
         "<th>NLL</th><th>ECE</th></tr>"
     ]
-    for name, by_seed in sorted(scores.items(), key=lambda item: -float(np.mean(list(item[1].values())))):
+    differences = answer.get("differences", {})
+
+    def place(name: str) -> float:
+        return differences[name]["mean"] if name in differences else 0.0
+
+    for name, by_seed in sorted(scores.items(), key=lambda item: place(item[0])):
         own = paired_difference(list(by_seed.values()), [0.0] * len(by_seed))
-        d = answer.get("differences", {}).get(name)
+        d = differences.get(name)
         versus = f"<td>{100 * d['mean']:+.2f}</td><td>{_interval(d, '+')}</td><td>{d['wins']}/{d['seeds']}</td>" if d else "<td></td>" * 3
         more = "".join(f"<td>{np.mean(list(found[name].values())):.3f}</td>" if name in found else "<td></td>" for found in other.values())
-        cells = f"<td>{100 * own.mean:.2f}</td><td>{_interval(own._asdict())}</td>{versus}{more}"
+        cells = f"<td>{len(by_seed)}</td><td>{100 * own.mean:.2f}</td><td>{_interval(own._asdict())}</td>{versus}{more}"
         mark = ' class="claimed"' if name == arm else ""
         lines.append(f"<tr{mark}><td>{html.escape(name)}{' *' if name in CONTROLS else ''}</td>{cells}</tr>")
     return "".join(lines) + "</table>"
