@@ -13,7 +13,7 @@ from dreamsa.randomness import generator_for
 from train_cls import run as runs
 from train_cls.compare import generations, last_scores
 from train_cls.config import TrainConfig, read, to_dict
-from train_cls.data import DataConfig, Dataset, Splits, augment, channel_stats, load_splits
+from train_cls.data import DataConfig, Dataset, Splits, augment, channel_stats, count_training_images, load_splits
 from train_cls.evaluate.ensemble import ensemble_scores
 from train_cls.evaluate.few_shot import FewShotConfig, few_shot_affine, few_shot_linear
 from train_cls.evaluate.hessian import HessianConfig, hessian_spectrum
@@ -180,4 +180,4 @@ def _some(data: Dataset, most: int) -> Dataset:
 
 
 def _tenth(data: str, splits: DataConfig) -> int:
-    return max(len(load_splits(data, splits).train) // 10, 1)
+    return max(count_training_images(data, splits) // 10, 1)

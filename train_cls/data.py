@@ -110,6 +110,17 @@ def load_splits(source: str | Path, config: DataConfig | None = None) -> Splits:
     return splits
 
 
+def count_training_images(source: str | Path, config: DataConfig) -> int:
+    """How many images `load_splits` would train on with nothing held out for validation; no image is decoded.
+
+    Raises:
+        ValueError: As load_splits.
+    """
+    with open_source(source, config.size) as found:
+        kept = choose_classes(found.classes, config.only_classes)
+        return config.per_class * len(kept) or len(all_of(found.train, kept))
+
+
 def choose_classes(classes: Sequence[str], wanted: str) -> list[int]:
     """Positions of the classes that `wanted` names (see DataConfig.only_classes), ascending.
 

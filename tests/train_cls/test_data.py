@@ -18,7 +18,18 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from train_cls import data_files
-from train_cls.data import DataConfig, Dataset, Splits, augment, batch_order, channel_stats, choose_classes, load_splits, stratified
+from train_cls.data import (
+    DataConfig,
+    Dataset,
+    Splits,
+    augment,
+    batch_order,
+    channel_stats,
+    choose_classes,
+    count_training_images,
+    load_splits,
+    stratified,
+)
 from train_cls.data_arrays import resized
 from train_cls.data_files import ZipTree, decode_image
 
@@ -546,6 +557,11 @@ def positions(part: Dataset, whole: Dataset) -> list[int]:
     """Where the images of `part` are in `whole`; digits are all different."""
     index = {image.numpy().tobytes(): i for i, image in enumerate(whole.images)}
     return [index[image.numpy().tobytes()] for image in part.images]
+
+
+def test_training_images_are_counted_as_they_are_loaded():
+    for config in (DataConfig(), DataConfig(per_class=7), DataConfig(only_classes="2-4"), DataConfig(only_classes="2-4", per_class=7)):
+        assert count_training_images("digits", config) == len(load_splits("digits", config).train)
 
 
 def test_fewer_test_images_are_the_same_for_every_seed_and_choice_of_classes():
