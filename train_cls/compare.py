@@ -89,8 +89,9 @@ def compare(
             run = folder / arm / f"seed-{seed}"
             if not (run / "config.json").exists():
                 new_run(run, own)
-            for _ in continue_run(run, splits, branch):
-                pass
+            if not is_finished(run):
+                for _ in continue_run(run, splits, branch):
+                    pass
             yield f"{arm}, seed {seed}: " + ", ".join(f"{k} {v:.4f}" for k, v in last_scores(run).items() if k.startswith("test"))
 
 
@@ -108,8 +109,9 @@ def _first_generation(config: TrainConfig, folder: Path, splits: Splits) -> Path
     """The checkpoint after one plain generation, trained unless it is there."""
     if not (folder / "config.json").exists():
         new_run(folder, replace(config, generations=1))
-    for _ in continue_run(folder, splits):
-        pass
+    if not is_finished(folder):
+        for _ in continue_run(folder, splits):
+            pass
     newest = checkpoint.latest(folder / "generations")
     assert newest is not None
     return newest
