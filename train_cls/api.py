@@ -13,14 +13,14 @@ from dreamsa.randomness import generator_for
 from train_cls import run as runs
 from train_cls.compare import generations, last_scores
 from train_cls.config import TrainConfig, read, to_dict
-from train_cls.data import DataConfig, Dataset, Splits, augment, channel_stats, load_splits
+from train_cls.data import DataConfig, Dataset, Splits, augment, channel_stats, count_training_images, load_splits
 from train_cls.evaluate.ensemble import ensemble_scores
 from train_cls.evaluate.few_shot import FewShotConfig, few_shot_affine, few_shot_linear
 from train_cls.evaluate.hessian import HessianConfig, hessian_spectrum
 from train_cls.evaluate.linear_probe import ProbeConfig, linear_probe
 from train_cls.evaluate.metrics import predict, scores
 from train_cls.evaluate.prediction_depth import DepthConfig, prediction_depth
-from train_cls.models import Classifier, build_model
+from train_cls.models import Classifier, build_model, load_weights_
 from train_cls.train import EpochResult, device_of
 
 
@@ -50,12 +50,12 @@ def load_run(folder: Path, generation: int | None = None) -> tuple[TrainConfig, 
         raise ValueError(f"{folder} has generations 1 to {len(finished)}, not {generation}.")
     channels = splits.train.images.shape[1]
     model = build_model(config.model, len(splits.train.classes), channels, *channel_stats(splits.train.images), seed=config.seed)
-    model.load_state_dict(finished[(generation or len(finished)) - 1])
+    load_weights_(model, finished[(generation or len(finished)) - 1])
     return config, model.to(device_of(config.device)).eval(), splits
 
 
 def evaluate(folder: Path, generation: int | None = None) -> dict[str, Any]:
-    """Accuracy, likelihood and calibration of one generation, and of the ensemble of all of them."""
+    """Accuracy, likelihood and calibration of one generation; the accuracy of every generation, and the scores of their ensemble."""
     config, model, splits = load_run(folder, generation)
     found: dict[str, Any] = {"run": str(folder), "method": config.method}
     for name, data in (("validation", splits.validation), ("test", splits.test)):
@@ -68,6 +68,7 @@ def evaluate(folder: Path, generation: int | None = None) -> dict[str, Any]:
             model.load_state_dict(weights)
             logits.append(_predict(model, splits.test))
         together = ensemble_scores(logits, splits.test.labels)
+        found["test accuracy of generation"] = {str(i + 1): one["accuracy"] for i, one in enumerate(together.members)}
         found["ensemble of generations"] = {**together.ensemble, "mean disagreement": together.mean_disagreement}
     return found
 
@@ -179,4 +180,4 @@ def _some(data: Dataset, most: int) -> Dataset:
 
 
 def _tenth(data: str, splits: DataConfig) -> int:
-    return max(len(load_splits(data, splits).train) // 10, 1)
+    return max(count_training_images(data, splits) // 10, 1)

@@ -1,6 +1,8 @@
-"""The command line `train-cls`: parse, call train_cls.api, print. Exit codes as dreamsa's: 0, 1 refused or failed, 2 usage, 130 stopped."""
+"""The command line `train-cls`: parse, call train_cls.api, print. Exit codes as dreamsa's: 0, 1 refused or failed, 2 usage, 130 stopped; 141
+where whoever reads the output has stopped reading."""
 
 import json as json_module
+import os
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -19,6 +21,7 @@ app = App(
 Set = Annotated[list[str] | None, Parameter(name="--set", negative="", help="Change a setting: --set anneal.scale=0.03. Repeatable.")]
 Json = Annotated[bool, Parameter(name="--json", negative="", help="Print JSON lines instead of text.")]
 PerClass = Annotated[int | None, Parameter(help="Training images per class; 0 for all.")]
+TestPerClass = Annotated[int | None, Parameter(help="Test images per class; 0 for all.")]
 Only = Annotated[str | None, Parameter(help='Classes to keep: "0-4" or "cat,dog".')]
 Validation = Annotated[int | None, Parameter(help="Images taken from the training split for validation.")]
 Generation = Annotated[int | None, Parameter(help="Which generation; default: the last.")]
@@ -38,6 +41,7 @@ def train(
     lr: float | None = None,
     seed: int = 0,
     per_class: PerClass = None,
+    test_per_class: TestPerClass = None,
     only_classes: Only = None,
     validation: Validation = None,
     size: Annotated[int | None, Parameter(help="Resize images to this many pixels a side.")] = None,
@@ -66,7 +70,9 @@ def train(
 
     config = _config(
         preset, set_, method=method, data=data, model=model, generations=generations, epochs=epochs, batch=batch, lr=lr, seed=seed, device=device,
-        splits=dict(per_class=per_class, only_classes=only_classes, validation=validation, size=size, seed=seed),
+        splits=dict(
+            per_class=per_class, test_per_class=test_per_class, only_classes=only_classes, validation=validation, size=size, seed=seed
+        ),
     )  # fmt: skip
     if dry_run:
         from train_cls.config import to_dict
@@ -116,6 +122,7 @@ def probe(
     data: str,
     *,
     per_class: PerClass = None,
+    test_per_class: TestPerClass = None,
     only_classes: Only = None,
     size: int | None = None,
     epochs: int = 120,
@@ -125,7 +132,8 @@ def probe(
     """Linear probe of a run's features on other DATA: the learning rate is chosen on a validation split."""
     from train_cls import api
 
-    _print(api.probe(folder, data, _splits(per_class=per_class, only_classes=only_classes, size=size), generation, epochs=epochs), json)
+    splits = _splits(per_class=per_class, test_per_class=test_per_class, only_classes=only_classes, size=size)
+    _print(api.probe(folder, data, splits, generation, epochs=epochs), json)
 
 
 @app.command(name="few-shot")
@@ -185,6 +193,7 @@ def compare(
     batch: int | None = None,
     lr: float | None = None,
     per_class: PerClass = None,
+    test_per_class: TestPerClass = None,
     only_classes: Only = None,
     validation: Validation = None,
     size: int | None = None,
@@ -206,7 +215,7 @@ def compare(
 
     config = _config(
         preset, set_, data=data, model=model, generations=generations, epochs=epochs, batch=batch, lr=lr, device=device,
-        splits=dict(per_class=per_class, only_classes=only_classes, validation=validation, size=size),
+        splits=dict(per_class=per_class, test_per_class=test_per_class, only_classes=only_classes, validation=validation, size=size),
     )  # fmt: skip
     changes: dict[str, dict[str, Any]] = {}
     for entry in tune or []:
@@ -229,6 +238,7 @@ def sweep(
     *,
     method: str = "seal",
     seeds: int = 1,
+    first_seed: int = 0,
     data: str = "digits",
     model: str | None = None,
     preset: Literal["digits", "paper", "seal-code"] = "digits",
@@ -245,8 +255,29 @@ def sweep(
         preset, set_, method=method, data=data, model=model, generations=generations, epochs=epochs,
         splits=dict(per_class=per_class, validation=validation),
     )  # fmt: skip
-    for row in api.sweep(config, folder, setting, [_value(v) for v in values], range(seeds)):
+    for row in api.sweep(config, folder, setting, [_value(v) for v in values], range(first_seed, first_seed + seeds)):
         print(json_module.dumps(row), flush=True)
+
+
+@app.command
+def bench(
+    *,
+    model: str = "resnet18",
+    batch: int = 128,
+    size: Annotated[int, Parameter(help="Height and width of the images in pixels.")] = 32,
+    channels: int = 3,
+    classes: int = 200,
+    rounds: Annotated[int, Parameter(help="Turns of each rival.")] = 15,
+    device: str = "auto",
+    json: Json = False,
+) -> None:
+    """Time the annealer beside a plain step, and whole epochs beside a bare PyTorch loop: medians, taking turns."""
+    from train_cls.bench import BenchConfig
+    from train_cls.bench import bench as run_bench
+
+    chosen = BenchConfig(model=model, batch=batch, size=size, channels=channels, classes=classes, rounds=rounds, device=device)
+    for facts in run_bench(chosen):
+        _print(facts, json)
 
 
 def _value(text: str) -> Any:
@@ -328,7 +359,13 @@ def main(arguments: list[str] | None = None) -> None:
     tokens = sys.argv[1:] if arguments is None else arguments
     debug = "--debug" in tokens
     try:
-        app([token for token in tokens if token != "--debug"])
+        try:
+            app([token for token in tokens if token != "--debug"])
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:  # `| head` has seen enough: what is left goes nowhere, or the interpreter complains when it flushes at its end
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(141) from None
     except (ValueError, RuntimeError, OSError, ImportError, ArithmeticError) as error:
         if debug:
             raise

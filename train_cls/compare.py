@@ -12,12 +12,12 @@ import torch
 from scipy import stats
 
 from dreamsa import checkpoint
-from train_cls.config import TrainConfig, to_dict
+from train_cls.config import TrainConfig, from_dict, to_dict, with_overrides
 from train_cls.data import Splits, load_splits
 from train_cls.methods import METHODS
-from train_cls.run import continue_run, new_run, rows
+from train_cls.run import continue_run, is_finished, new_run, rows
 
-FROM_SCRATCH = frozenset({"normal", "long", "sgdr", "swa", "sam", "sa-gd", "langevin", "kinetic", "landscape"})
+FROM_SCRATCH = frozenset({"normal", "long", "sgdr", "swa", "sam", "sa-gd", "langevin", "kinetic", "landscape", "tolerant-teacher"})
 """Methods whose first generation is not the plain one that the others share."""
 CONTROLS = ("long", "restarts", "reset-only", "seal-zero", "random-direction", "llf", "shrink-perturb", "swa", "sam")
 """What SEAL has to beat: its own ingredients without ascent, and what else the same steps could buy."""
@@ -63,8 +63,6 @@ def compare(
     Raises:
         ValueError: An unknown arm, no seeds, or a folder that holds another comparison.
     """
-    from train_cls.config import with_overrides
-
     changes = changes or {}
     for arm in arms:
         if arm.partition("@")[0] not in METHODS:
@@ -74,7 +72,7 @@ def compare(
     plan = {"config": to_dict(config), "changes": changes}
     known = folder / "comparison.json"
     folder.mkdir(parents=True, exist_ok=True)
-    if known.exists() and json.loads(known.read_text()) != json.loads(json.dumps(plan)):
+    if known.exists() and not _same_plan(json.loads(known.read_text()), json.loads(json.dumps(plan))):
         raise ValueError(f"{folder} holds a comparison with other settings. Choose another folder.")
     checkpoint.write_json(known, plan)
     for seed in seeds:
@@ -84,52 +82,75 @@ def compare(
         for arm in arms:
             method = arm.partition("@")[0]
             own = with_overrides(replace(base, method=method), changes.get(arm, {}))
-            if method not in FROM_SCRATCH and not changes.get(arm) and shared is None:
+            branches = method not in FROM_SCRATCH and all(map(_after_generation_1, changes.get(arm, {})))
+            if branches and shared is None:
                 shared = _first_generation(base, folder / "generation-1" / f"seed-{seed}", splits)
-            branch = None if method in FROM_SCRATCH or changes.get(arm) else shared
+            branch = shared if branches else None
             run = folder / arm / f"seed-{seed}"
             if not (run / "config.json").exists():
                 new_run(run, own)
-            for _ in continue_run(run, splits, branch):
-                pass
+            if not is_finished(run):
+                for _ in continue_run(run, splits, branch):
+                    pass
             yield f"{arm}, seed {seed}: " + ", ".join(f"{k} {v:.4f}" for k, v in last_scores(run).items() if k.startswith("test"))
+
+
+def _same_plan(one: dict[str, Any], other: dict[str, Any]) -> bool:
+    """Settings that an older version did not know count as their defaults."""
+    return one["changes"] == other["changes"] and from_dict(one["config"]) == from_dict(other["config"])
+
+
+def _after_generation_1(setting: str) -> bool:
+    """Whether a setting changes nothing before generation 2: those of the methods, but for where the layers are parted."""
+    return setting.startswith("anneal.") and setting != "anneal.before"
 
 
 def _first_generation(config: TrainConfig, folder: Path, splits: Splits) -> Path:
     """The checkpoint after one plain generation, trained unless it is there."""
     if not (folder / "config.json").exists():
         new_run(folder, replace(config, generations=1))
-    for _ in continue_run(folder, splits):
-        pass
+    if not is_finished(folder):
+        for _ in continue_run(folder, splits):
+            pass
     newest = checkpoint.latest(folder / "generations")
     assert newest is not None
     return newest
 
 
-def last_scores(run: Path) -> dict[str, float]:
-    """Scores at the end of a run; of averaged weights in place of the last ones where the method averages."""
-    last = [row for row in rows(run) if any(name.startswith("test ") for name in row)][-1]
-    scores = {name: value for name, value in last.items() if name.startswith(("test ", "validation "))}
+def scores_of(row: dict[str, Any]) -> dict[str, float]:
+    """The scores in a line of metrics; of averaged weights in place of the last ones where the method averages."""
+    scores = {name: value for name, value in row.items() if name.startswith(("test ", "validation "))}
     averaged = {name.replace("average ", ""): value for name, value in scores.items() if " average " in name}
     return {**{name: value for name, value in scores.items() if " average " not in name}, **averaged}
 
 
+def last_scores(run: Path) -> dict[str, float]:
+    """Scores at the end of a run."""
+    return scores_of([row for row in rows(run) if any(name.startswith("test ") for name in row)][-1])
+
+
+def history(folder: Path, arm: str, seed: int | str) -> list[dict[str, Any]]:
+    """The metrics of one run of a comparison, with those of the first generation that it shares before its own."""
+    own = rows(folder / arm / f"seed-{seed}")
+    first = rows(folder / "generation-1" / f"seed-{seed}") if own and own[0]["epoch"] > 1 else []
+    return first + own
+
+
 def table(folder: Path, arms: Sequence[str], seeds: Sequence[int], score: str = "test accuracy") -> dict[str, dict[str, float]]:
-    """score[arm][seed] of all runs that have one."""
+    """score[arm][seed] of all finished runs that have one."""
     found: dict[str, dict[str, float]] = {}
     for arm in arms:
         for seed in seeds:
             run = folder / arm / f"seed-{seed}"
-            scores = [row for row in rows(run) if score in row]
-            if scores:
+            if is_finished(run) and any(score in row for row in rows(run)):
                 found.setdefault(arm, {})[str(seed)] = last_scores(run)[score]
     return found
 
 
 def verdict(scores: dict[str, dict[str, float]], arm: str = "seal", controls: Sequence[str] = CONTROLS) -> dict[str, Any]:
-    """The claim: does `arm` beat the control with the best mean? With the paired difference to every arm, over seeds that both have.
+    """The claim: does `arm` beat the best control? With the paired difference to every arm, over seeds that both have.
 
-    The best control is chosen on the same scores, which favours the control; that is meant.
+    The best control is the one with the best paired difference, chosen on the same scores, which favours it; that is meant.
     """
     if arm not in scores:
         return {"arm": arm, "claim": f"{arm} was not run"}
@@ -137,7 +158,7 @@ def verdict(scores: dict[str, dict[str, float]], arm: str = "seal", controls: Se
     differences = {other: _difference(scores[arm], scores[other])._asdict() for other in scores if other != arm}
     if not there:
         return {"arm": arm, "claim": "no control was run", "differences": differences}
-    best = max(there, key=lambda c: float(np.mean(list(scores[c].values()))))
+    best = min(there, key=lambda c: differences[c]["mean"])
     d = _difference(scores[arm], scores[best])
     sure = d.low > 0 or d.high < 0
     said = "beats" if sure and d.mean > 0 else "loses to" if sure else "does not differ surely from"

@@ -117,6 +117,16 @@ class TrainConfig:
             ("clip", self.clip, 0, 1e9),
             ("anneal.share", self.anneal.share, 0, 1),
             ("anneal.scale", self.anneal.scale, 0, 100),
+            ("anneal.temperature", self.anneal.temperature, 0, 1e9),
+            ("anneal.cooling", self.anneal.cooling, 0, 1),
+            ("anneal.eps", self.anneal.eps, 1e-12, 1e12),
+            ("anneal.power", self.anneal.power, 0, 10),
+            ("anneal.t_initial", self.anneal.t_initial, 1e-12, 1e12),
+            ("anneal.width", self.anneal.width, 1e-9, 1e9),
+            ("anneal.distill", self.anneal.distill, 0, 1),
+            ("anneal.soften", self.anneal.soften, 1e-3, 1e3),
+            ("anneal.rho", self.anneal.rho, 0, 10),
+            ("anneal.average_from", self.anneal.average_from, 0, 1),
         ):
             if not low <= value <= high:
                 raise ValueError(f"{name} must lie in [{low}, {high}], got {value}.")

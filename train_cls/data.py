@@ -20,7 +20,7 @@ from jaxtyping import Bool, Int64, UInt8
 from torch import Tensor
 
 from dreamsa.randomness import generator_for
-from train_cls.data_arrays import Pool, listed
+from train_cls.data_arrays import Pool, Source, listed
 from train_cls.data_sources import open_source
 
 
@@ -53,6 +53,8 @@ class Splits(NamedTuple):
 class DataConfig:
     per_class: int = 0
     """Training images of each class, those left over unused; 0 takes all."""
+    test_per_class: int = 0
+    """Test images of each class, or fewer where there are not so many: always the same ones, whatever the seed; 0 takes all."""
     validation: int = 0
     """Images taken out of the training split for validation, each class in proportion; 0 takes none, or the source's own."""
     only_classes: str = ""
@@ -63,7 +65,7 @@ class DataConfig:
     """Of the choice of training and validation images. The test split never depends on it."""
 
     def __post_init__(self) -> None:
-        for name in ("per_class", "validation", "size"):
+        for name in ("per_class", "test_per_class", "validation", "size"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must be at least 0, got {getattr(self, name)}.")
         if self.size > 1024:
@@ -96,7 +98,7 @@ def load_splits(source: str | Path, config: DataConfig | None = None) -> Splits:
                 held_out = take(found.validation, all_of(found.validation, kept), kept, classes)
             else:
                 held_out = dataset.select(validation)
-            splits = Splits(dataset, held_out, take(found.test, all_of(found.test, kept), kept, classes))
+            splits = Splits(dataset, held_out, take(found.test, test_images(found, kept, config.test_per_class), kept, classes))
     except OSError as error:
         raise ValueError(f"{source} cannot be read: {error}. Check that it is there and that you may read it.") from error
     for name, split in splits._asdict().items():
@@ -106,6 +108,17 @@ def load_splits(source: str | Path, config: DataConfig | None = None) -> Splits:
             found_size, size = (" x ".join(map(str, d.images.shape[2:])) for d in (split, dataset))
             raise ValueError(f"{source}: {name} images are {found_size} pixels, train images {size}. Set size to resize them.")
     return splits
+
+
+def count_training_images(source: str | Path, config: DataConfig) -> int:
+    """How many images `load_splits` would train on with nothing held out for validation; no image is decoded.
+
+    Raises:
+        ValueError: As load_splits.
+    """
+    with open_source(source, config.size) as found:
+        kept = choose_classes(found.classes, config.only_classes)
+        return config.per_class * len(kept) or len(all_of(found.train, kept))
 
 
 def choose_classes(classes: Sequence[str], wanted: str) -> list[int]:
@@ -161,6 +174,16 @@ def choose_images(
         train.append(positions[order[:count]])
         validation.append(positions[order[len(order) - held :]])
     return torch.cat(train).sort().values, torch.cat(validation).sort().values
+
+
+def test_images(found: Source, kept: Sequence[int], per_class: int) -> Int64[Tensor, " k"]:
+    """Positions of the test images of the kept classes, ascending; at most `per_class` of each, unless it is 0."""
+    chosen = []
+    for label in kept:
+        positions = positions_of(found.test, label)
+        order = torch.randperm(len(positions), generator=generator_for(0, 0, f"test images of class {found.classes[label]}"))
+        chosen.append(positions[order[: per_class or len(positions)]])
+    return torch.cat(chosen).sort().values
 
 
 def stratified(sizes: Sequence[int], total: int) -> list[int]:

@@ -2,21 +2,25 @@
 
 import html
 import io
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from train_cls.compare import paired_difference, table, verdict, write_csv
-from train_cls.run import rows
+from train_cls.compare import CONTROLS, history, paired_difference, scores_of, table, verdict, write_csv
 
 STYLE = """
-body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; color: #1b1b1f; background: #fff }
-table { border-collapse: collapse; margin: 1rem 0; font-variant-numeric: tabular-nums } td, th { padding: .2rem .8rem; text-align: right }
-th:first-child, td:first-child { text-align: left } tr:nth-child(even) { background: #f4f4f7 } svg { width: 100%; height: auto }
-.claim { font-size: 1.2rem; padding: .8rem 1rem; background: #eef3ff; border-left: .3rem solid #4a6fd6 }
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 64rem; margin: 2rem auto; padding: 0 1rem; color: #1b1b1f; background: #fff }
+h1 { font-size: 1.6rem } h2 { font-size: 1.15rem; margin: 2rem 0 .2rem } svg { width: 100%; height: auto; display: block }
+table { border-collapse: collapse; margin: 1.5rem 0; font-variant-numeric: tabular-nums; width: 100% }
+td, th { padding: .25rem .7rem; text-align: right; white-space: nowrap } th { border-bottom: 2px solid #d5d5de; font-weight: 600 }
+th:first-child, td:first-child { text-align: left } tr:nth-child(even) td { background: #f6f6f9 } tr.claimed td { background: #e6eeff; font-weight: 600 }
+.claim { font-size: 1.2rem; padding: .8rem 1rem; background: #eef3ff; border-left: .3rem solid #2f5bd0 } .note { color: #55555f; font-size: .9rem }
 """
+COLOURS = ("#d9541e", "#2a9d4a", "#8e44ad", "#0e8fa8", "#b5a100", "#c2185b", "#6d4c41", "#5c6b7a")
+STYLES = ("-", "--", ":")
+CLAIMED = "#2f5bd0"
 
 
 def write_report(folder: Path, arms: Sequence[str], seeds: Sequence[int], arm: str = "seal", score: str = "test accuracy") -> Path:
@@ -35,14 +39,21 @@ def write_report(folder: Path, arms: Sequence[str], seeds: Sequence[int], arm: s
         f"<h1>Comparison: {html.escape(folder.name)}</h1>",
         f'<p class="claim">{html.escape(answer["claim"])}</p>',
         _score_table(scores, answer, arm, score, other),
-        "<h2>Accuracy over epochs</h2>",
-        _curves(folder, scores, score, f"{score}, mean over seeds"),
-        "<h2>Early layers</h2>",
-        _curves(folder, scores, "early_norm", "norm of the early layers' weights"),
-        _curves(folder, scores, "early_lr", "learning rate of the early layers"),
-        "<p>Bands: epochs in which the early layers ascend. Every arm of a seed has the same steps, and all but those trained from "
-        "scratch share their first generation. Accuracies are of the last epoch. Intervals: bootstrap over seeds, 95 %.</p>",
+        '<p class="note">Scores are of the last epoch. Every arm of a seed takes as many gradients (sam two a step, hence half the generations; '
+        "normal one generation of them), and all but those trained from scratch share their first generation. Differences are paired, over "
+        "the seeds that both arms have; intervals are bootstrap 95 %. * a control: the claim is held against the best of them.</p>"
+        f"<h2>{score.capitalize()} after each generation</h2>",
+        _plot(_by_generation(folder, scores, score), arm, "generation", f"{score}, %"),
     ]
+    for column, title in (
+        ("accuracy", "Accuracy on training batches"),
+        ("early_norm", "Norm of the early layers' weights"),
+        ("early_lr", "Learning rate of the early layers, log scale, gaps where they stand still"),
+    ):
+        curves, bands = _by_epoch(folder, scores, column, 100 if column == "accuracy" else 1)
+        label = {"accuracy": "training accuracy, %", "early_norm": "||w||", "early_lr": "learning rate"}[column]
+        parts += [f"<h2>{title}</h2>", _plot(curves, arm, "epoch", label, bands, log=column == "early_lr")]
+    parts.append('<p class="note">Means over seeds. Bands: epochs that end in an ascent.</p>')
     path = folder / "report.html"
     head = f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{html.escape(folder.name)}</title><style>{STYLE}</style>'
     path.write_text(head + "\n".join(parts) + "</html>\n")
@@ -52,48 +63,97 @@ def write_report(folder: Path, arms: Sequence[str], seeds: Sequence[int], arm: s
 def _score_table(
     scores: dict[str, dict[str, float]], answer: dict[str, Any], arm: str, score: str, other: dict[str, dict[str, dict[str, float]]]
 ) -> str:
+    """One row per arm, the best first: by the paired difference, which is fair where arms have unequal seeds."""
     lines = [
-        f"<table><tr><th>arm</th><th>{score}, %</th><th>95 %</th><th>{arm} minus it</th><th>95 %</th><th>wins</th><th>NLL</th><th>ECE</th></tr>"
+        f"<table><tr><th>arm</th><th>seeds</th><th>{score}, %</th><th>95 %</th><th>{html.escape(arm)} minus it</th><th>95 %</th><th>wins</th>"
+        "<th>NLL</th><th>ECE</th></tr>"
     ]
-    for name, by_seed in sorted(scores.items(), key=lambda item: -float(np.mean(list(item[1].values())))):
+    differences = answer.get("differences", {})
+
+    def place(name: str) -> float:
+        return differences[name]["mean"] if name in differences else 0.0
+
+    for name, by_seed in sorted(scores.items(), key=lambda item: place(item[0])):
         own = paired_difference(list(by_seed.values()), [0.0] * len(by_seed))
-        d = answer.get("differences", {}).get(name)
-        versus = f"<td>{100 * d['mean']:+.2f}</td><td>{_interval(d)}</td><td>{d['wins']}/{d['seeds']}</td>" if d else "<td></td>" * 3
+        d = differences.get(name)
+        versus = f"<td>{100 * d['mean']:+.2f}</td><td>{_interval(d, '+')}</td><td>{d['wins']}/{d['seeds']}</td>" if d else "<td></td>" * 3
         more = "".join(f"<td>{np.mean(list(found[name].values())):.3f}</td>" if name in found else "<td></td>" for found in other.values())
-        cells = f"<td>{100 * own.mean:.2f}</td><td>{_interval(own._asdict())}</td>{versus}{more}"
-        lines.append(f"<tr><td>{html.escape(name)}</td>{cells}</tr>")
+        cells = f"<td>{len(by_seed)}</td><td>{100 * own.mean:.2f}</td><td>{_interval(own._asdict())}</td>{versus}{more}"
+        mark = ' class="claimed"' if name == arm else ""
+        lines.append(f"<tr{mark}><td>{html.escape(name)}{' *' if name in CONTROLS else ''}</td>{cells}</tr>")
     return "".join(lines) + "</table>"
 
 
-def _interval(d: dict[str, Any]) -> str:
-    return "" if d["low"] != d["low"] else f"[{100 * d['low']:+.2f}, {100 * d['high']:+.2f}]"
+def _interval(d: dict[str, Any], sign: str = "") -> str:
+    return "" if d["low"] != d["low"] else f"[{100 * d['low']:{sign}.2f}, {100 * d['high']:{sign}.2f}]"
 
 
-def _curves(folder: Path, scores: dict[str, dict[str, float]], column: str, title: str) -> str:
-    """One line per arm, the mean over seeds, as SVG; ascents shaded."""
+Curve = tuple[list[float], list[float]]
+
+
+def _by_generation(folder: Path, scores: dict[str, dict[str, float]], score: str) -> dict[str, Curve]:
+    """Per arm, the mean over seeds of a score at the end of every generation, in per cent."""
+    found: dict[str, Curve] = {}
+    for name, by_seed in scores.items():
+        ends: dict[int, dict[str, float]] = {}
+        for seed in by_seed:
+            for row in history(folder, name, seed):
+                if score in row:
+                    ends.setdefault(row["generation"], {})[seed] = 100 * scores_of(row)[score]
+        found[name] = (sorted(ends), [float(np.mean(list(ends[g].values()))) for g in sorted(ends)])
+    return found
+
+
+def _by_epoch(folder: Path, scores: dict[str, dict[str, float]], column: str, factor: float) -> tuple[dict[str, Curve], set[int]]:
+    """Per arm, the mean over seeds of a column of the metrics; and the epochs that end in an ascent."""
+    found: dict[str, Curve] = {}
+    bands: set[int] = set()
+    for name, by_seed in scores.items():
+        values: dict[int, list[float]] = {}
+        for seed in by_seed:
+            for row in history(folder, name, seed):
+                values.setdefault(row["epoch"], []).append(factor * row[column])
+                if row["phase"] == "ascend":
+                    bands.add(row["epoch"])
+        found[name] = (sorted(values), [float(np.mean(values[e])) for e in sorted(values)])
+    return found, bands
+
+
+def _plot(curves: dict[str, Curve], arm: str, x: str, y: str, bands: Iterable[int] = (), log: bool = False) -> str:
+    """One line per arm as SVG, that of the claim above all others; ascents shaded."""
     import matplotlib
 
     matplotlib.use("svg")
     import matplotlib.pyplot as plt
+    from matplotlib.ticker import MaxNLocator
 
-    figure, axes = plt.subplots(figsize=(9, 4))
-    bands: set[int] = set()
-    for name, by_seed in scores.items():
-        curves: dict[int, list[float]] = {}
-        for seed in by_seed:
-            for row in rows(folder / name / f"seed-{seed}"):
-                if row.get(column) is not None:
-                    curves.setdefault(row["epoch"], []).append(row[column])
-                if row["phase"] == "ascend":
-                    bands.add(row["epoch"])
-        epochs = sorted(curves)
-        axes.plot(epochs, [float(np.mean(curves[e])) for e in epochs], label=name, linewidth=1.4)
+    figure, axes = plt.subplots(figsize=(9.6, 3.9), layout="constrained")
     for epoch in bands:
-        axes.axvspan(epoch - 1, epoch, color="#4a6fd6", alpha=0.08, linewidth=0)
-    axes.set_xlabel("epoch")
-    axes.set_title(title)
-    axes.legend(fontsize=7, ncols=3)
-    figure.tight_layout()
+        axes.axvspan(epoch - 1, epoch, color=CLAIMED, alpha=0.08, linewidth=0)
+    for i, (name, (xs, ys)) in enumerate(curves.items()):
+        colour, style, width = COLOURS[i % len(COLOURS)], STYLES[i // len(COLOURS) % len(STYLES)], 1.3
+        if name == arm:
+            colour, style, width = CLAIMED, "-", 2.6
+        shown = [value if value > 0 or not log else float("nan") for value in ys]
+        axes.plot(
+            xs,
+            shown,
+            style,
+            color=colour,
+            linewidth=width,
+            label=name,
+            zorder=3 if name == arm else 2,
+            marker="o" if len(xs) < 12 else "",
+            markersize=3.5,
+        )
+    if log:
+        axes.set_yscale("log")
+    axes.set_xlabel(x)
+    axes.set_ylabel(y)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.grid(alpha=0.25, linewidth=0.6)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
     plt.close(figure)

@@ -2,7 +2,7 @@
 
 RUN/config.json               written before the first step; reruns the run
     metrics.jsonl             one line per epoch
-    metrics.csv               the same, for spreadsheets
+    metrics.csv               the same, for spreadsheets; written when the run has come to its end
     checkpoints/00001200/     the newest two, for an exact resume
     generations/00002400/     kept: ensembles and comparisons start here
 """
@@ -124,6 +124,11 @@ def rows(folder: Path) -> list[dict[str, Any]]:
     """The metrics of a run, one dictionary per epoch."""
     path = folder / "metrics.jsonl"
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def is_finished(folder: Path) -> bool:
+    """Whether a run has come to its end; one that was stopped has scores too, of an earlier generation."""
+    return (folder / "metrics.csv").exists()
 
 
 def write_csv(folder: Path) -> None:

@@ -20,7 +20,7 @@ from train_cls.config import OptimizerName, TrainConfig
 from train_cls.data import Dataset, Splits, augment, batch_order, channel_stats
 from train_cls.evaluate.metrics import predict, scores
 from train_cls.methods import Plan, Setup, groups_of, plan_for
-from train_cls.models import Classifier, build_model, seed_dropout_
+from train_cls.models import Classifier, build_model, load_weights_, seed_dropout_
 
 
 class EpochResult(NamedTuple):
@@ -32,7 +32,7 @@ class EpochResult(NamedTuple):
     loss: float
     accuracy: float  # of training batches as they were learnt from
     lr: float
-    early_lr: float  # of the early layers, S included
+    early_lr: float  # of the early layers in the epoch's last step, rules included; 0 if they stood still
     early_norm: float  # ||w|| of the early layers
     late_norm: float
     grad_norm: float  # of the epoch's last step
@@ -74,7 +74,7 @@ class Training:
     def load(self, folder: Path) -> None:
         """Take up a checkpoint exactly."""
         tensors, state = checkpoint.load(folder)
-        self.load_weights(tensors["model"])
+        load_weights_(self.model, tensors["model"])
         self.sums = tensors["training"].pop("sums").to(self.sums.device)
         checkpoint.unpack_optimizer(self.optimizer, tensors["training"], state["optimizer"])
         parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
@@ -92,22 +92,11 @@ class Training:
     def branch(self, folder: Path) -> None:
         """Start from another run's first generation: its weights and moments, our rules."""
         tensors, state = checkpoint.load(folder)
-        self.load_weights(tensors["model"])
+        load_weights_(self.model, tensors["model"])
         tensors["training"].pop("sums")
         checkpoint.unpack_optimizer(self.optimizer, tensors["training"], state["optimizer"])
         self.annealer.load_state_dict(state["annealer"])
         self.step = state["step"]
-
-    def load_weights(self, tensors: dict[str, Tensor]) -> None:
-        """Weights of a model of this configuration.
-
-        Raises:
-            ValueError: They are of another one.
-        """
-        try:
-            self.model.load_state_dict(tensors)
-        except RuntimeError as error:
-            raise ValueError(f"These weights are not of a {self.config.model} for {self.setup.classes} classes: {error}") from error
 
 
 def _under(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
@@ -367,7 +356,7 @@ def _epoch_result(training: Training, splits: Splits, phase: str, seconds: float
         loss=loss / max(count, 1),
         accuracy=right / max(count, 1),
         lr=lr,
-        early_lr=lr * (config.anneal.scale if phase == "ascend" else 0.0 if phase == "freeze" else 1.0),
+        early_lr=float(training.annealer.rates["early"]),
         early_norm=_norm(early),
         late_norm=_norm([p for group in late for p in group]),
         grad_norm=_norm(gradients),

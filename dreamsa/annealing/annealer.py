@@ -47,6 +47,8 @@ class Annealer:
     step: int = 0
     lowest: Tensor | None = field(default=None, init=False)
     """The running minimum c of the observed losses."""
+    rates: dict[Any, Any] = field(default_factory=dict, init=False)
+    """Learning rate of each group, by its "name" or else its position, in the step last taken: rules included, 0 where nothing moved."""
     _previous: Tensor | None = field(default=None, init=False)
     _observed: list[Tensor] = field(default_factory=list, init=False)
     _ended: set[int] = field(default_factory=set, init=False)
@@ -145,6 +147,10 @@ class Annealer:
         return ((args[0], wrapped, *args[2:]), kwargs) if len(args) > 1 else (args, {**kwargs, "closure": wrapped})
 
     def _after(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+        self.rates = {
+            group.get("name", i): group["lr"] if any(p.grad is not None for p in group["params"]) else 0.0
+            for i, group in enumerate(optimizer.param_groups)
+        }
         self._restore()
         skipped = getattr(optimizer, "found_inf", None)  # a fused optimizer skips the step by itself, hooks and all
         if skipped is None or not bool(skipped):

@@ -1,5 +1,6 @@
 """Where: named parameter groups, and the fixed splits of knowledge evolution."""
 
+import difflib
 import re
 from math import ceil
 
@@ -27,10 +28,13 @@ def split_params(model: nn.Module, before: str | int, head: str | None = None) -
     first = _layer_name(model, before) if isinstance(before, int) else before
     cut = next((i for i, name in enumerate(names) if name == first or name.startswith(first + ".")), None)
     if cut is None and isinstance(before, str):
-        cut = next((i for i, name in enumerate(names) if re.search(before, name)), None)
+        cut = next((i for i, name in enumerate(names) if _pattern(before).search(name)), None)
     if not cut:
+        modules = [name for name, _ in model.named_modules() if name]
+        near = difflib.get_close_matches(str(before), modules, 1)
         children = ", ".join(name for name, _ in model.named_children())
-        raise ValueError(f"No parameters lie on both sides of the threshold {before!r}. The model's parts are {children}.")
+        hint = f" Did you mean {near[0]!r}?" if cut is None and near else ""
+        raise ValueError(f"No parameters lie on both sides of the threshold {before!r}. The model's parts are {children}.{hint}")
     in_head = [head is not None and name.startswith(head + ".") for name in names]
     groups: list[Group] = [
         {"name": "early", "params": [p for _, p in named[:cut]]},
@@ -39,6 +43,13 @@ def split_params(model: nn.Module, before: str | int, head: str | None = None) -
     if head is not None:
         groups.append({"name": "head", "params": [p for (_, p), top in zip(named, in_head, strict=True) if top]})
     return groups
+
+
+def _pattern(text: str) -> re.Pattern[str]:
+    try:
+        return re.compile(text)
+    except re.error as error:
+        raise ValueError(f"The threshold {text!r} is neither a part of the model nor a regular expression: {error}.") from error
 
 
 def _layer_name(model: nn.Module, number: int) -> str:

@@ -18,7 +18,18 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from train_cls import data_files
-from train_cls.data import DataConfig, Dataset, Splits, augment, batch_order, channel_stats, choose_classes, load_splits, stratified
+from train_cls.data import (
+    DataConfig,
+    Dataset,
+    Splits,
+    augment,
+    batch_order,
+    channel_stats,
+    choose_classes,
+    count_training_images,
+    load_splits,
+    stratified,
+)
 from train_cls.data_arrays import resized
 from train_cls.data_files import ZipTree, decode_image
 
@@ -546,6 +557,21 @@ def positions(part: Dataset, whole: Dataset) -> list[int]:
     """Where the images of `part` are in `whole`; digits are all different."""
     index = {image.numpy().tobytes(): i for i, image in enumerate(whole.images)}
     return [index[image.numpy().tobytes()] for image in part.images]
+
+
+def test_training_images_are_counted_as_they_are_loaded():
+    for config in (DataConfig(), DataConfig(per_class=7), DataConfig(only_classes="2-4"), DataConfig(only_classes="2-4", per_class=7)):
+        assert count_training_images("digits", config) == len(load_splits("digits", config).train)
+
+
+def test_fewer_test_images_are_the_same_for_every_seed_and_choice_of_classes():
+    whole = load_splits("digits").test
+    few, other = (load_splits("digits", DataConfig(test_per_class=7, per_class=5, seed=seed)).test for seed in (0, 1))
+    assert few.labels.bincount().tolist() == [7] * 10 and torch.equal(few.images, other.images)
+    fours = load_splits("digits", DataConfig(test_per_class=7, only_classes="4-5")).test
+    assert torch.equal(fours.images, few.select((few.labels == 4) | (few.labels == 5)).images)
+    assert {image.numpy().tobytes() for image in few.images} <= {image.numpy().tobytes() for image in whole.images}
+    assert len(load_splits("digits", DataConfig(test_per_class=10**6)).test) == len(whole)
 
 
 def test_the_choice_is_a_function_of_the_seed():

@@ -9,7 +9,15 @@ from torch.utils.flop_counter import FlopCounterMode
 from train_cls.data import DataConfig, batch_order, channel_stats, load_splits
 from train_cls.models import MODELS, Dropout, Pixels, build_model, seed_dropout_
 
-SIZES = {"preresnet-small": 8, "resnet18": 64, "resnet50": 64, "mobilenetv2": 64, "vgg16": 32, "nn2": 32}  # the others: 16, to be quick
+SIZES = {
+    "preresnet-small": 8,
+    "preresnet-tiny": 8,
+    "resnet18": 64,
+    "resnet50": 64,
+    "mobilenetv2": 64,
+    "vgg16": 32,
+    "nn2": 32,
+}  # the others: 16, to be quick
 RESIDUAL = [name for name in MODELS if "resnet" in name]
 
 
@@ -116,7 +124,15 @@ def test_published_layer_numbers_are_the_stages(name: str, stage: str, number: i
 
 @pytest.mark.parametrize(
     ("name", "depth"),
-    [("resnet18-cifar", 18), ("resnet50", 50), ("resnet110", 110), ("preresnet110", 110), ("preresnet-small", 14), ("vgg16", 16)],
+    [
+        ("resnet18-cifar", 18),
+        ("resnet50", 50),
+        ("resnet110", 110),
+        ("preresnet110", 110),
+        ("preresnet-small", 14),
+        ("preresnet-tiny", 8),
+        ("vgg16", 16),
+    ],
 )
 def test_names_give_the_number_of_layers(name: str, depth: int):
     layers = [key for key, module in build_model(name, 5).named_modules() if isinstance(module, nn.Conv2d | nn.Linear)]

@@ -3,7 +3,9 @@
 import json
 import subprocess
 import sys
+import textwrap
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,7 +13,7 @@ import torch
 
 from dreamsa import checkpoint
 from train_cls import api
-from train_cls.compare import compare, last_scores, paired_difference, table, verdict
+from train_cls.compare import compare, history, last_scores, paired_difference, table, verdict
 from train_cls.config import PRESETS, AnnealConfig, TrainConfig, from_dict, preset, to_dict, with_overrides
 from train_cls.data import DataConfig, load_splits
 from train_cls.methods import METHODS
@@ -58,7 +60,7 @@ def test_generation_one_is_the_same_for_all_methods_that_share_it(splits):
 
     ends = {}
     for method in METHODS:
-        if method not in FROM_SCRATCH | {"tolerant-teacher"}:
+        if method not in FROM_SCRATCH:
             training = new_training(replace(SMALL, method=method), splits.train)
             for result in train(training, splits):
                 if result.epoch == SMALL.epochs:
@@ -120,6 +122,30 @@ def test_accumulated_batches_equal_one_large_one_without_batch_norm():
     torch.testing.assert_close(*ends, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("method", "early", "late"), [("seal", 0.1, 1.0), ("seal-reverse", 1.0, 0.1), ("seal-zero", 0.0, 1.0), ("random-direction", 0.1, 1.0)]
+)
+def test_the_early_layers_rate_is_what_they_moved_at(method, early, late, splits):
+    """In units of the scheduled rate, in the ascent and after it; the later layers' beside it."""
+    config = replace(SMALL, method=method, epochs=4, generations=2, constant_lr=True, anneal=AnnealConfig(scale=0.1, share=0.5))
+    training = new_training(config, splits.train)
+    seen = {result.epoch: (result.early_lr, training.annealer.rates["late"]) for result in train(training, splits)}
+    assert seen[5] == pytest.approx((config.lr * early, config.lr * late))
+    assert seen[4] == seen[8] == pytest.approx((config.lr, config.lr))
+
+
+def test_weights_of_another_network_are_refused(splits, tmp_path):
+    new_training(SMALL, splits.train).save(tmp_path / "00000000")
+    other = new_training(replace(SMALL, model="preresnet-tiny"), splits.train)
+    with pytest.raises(ValueError, match=r"another network's: layer1\.1\.bn1\.bias is \(16,\) in it and absent in this PreResNet"):
+        other.load(tmp_path / "00000000")
+    list(api.train(replace(SMALL, epochs=1, generations=1), tmp_path / "run"))
+    changed = with_overrides(replace(SMALL, epochs=1, generations=1), {"splits.only_classes": "0-4"})
+    (tmp_path / "run" / "config.json").write_text(json.dumps(to_dict(changed)))
+    with pytest.raises(ValueError, match=r"fc\.weight is \(10, 64\) in it and \(5, 64\)"):
+        api.evaluate(tmp_path / "run")
+
+
 def test_divergence_is_said(splits):
     wild = replace(
         SMALL, method="seal", epochs=6, generations=2, weight_decay=10.0, anneal=AnnealConfig(scale=100.0, share=1.0, bound=1e30)
@@ -141,6 +167,8 @@ def test_kept_checkpoints_make_an_ensemble(tmp_path):
     facts = api.evaluate(tmp_path / "run")
     assert {"validation", "test", "ensemble of generations"} <= facts.keys()
     assert 0 <= facts["ensemble of generations"]["mean disagreement"] <= 1
+    each = {str(row["generation"]): row["test accuracy"] for row in rows(tmp_path / "run") if row["epoch"] % config.epochs == 0}
+    assert facts["test accuracy of generation"] == pytest.approx(each)
     table_ = (tmp_path / "run" / "metrics.csv").read_text().splitlines()
     assert len(table_) == 7 and "test accuracy" in table_[0]
 
@@ -177,7 +205,10 @@ def test_a_comparison_shares_its_first_generation_resumes_and_reports(tmp_path):
     page = write_report(tmp_path / "c", arms, seeds).read_text()
     assert "<svg" in page and "http" not in page.replace("http://www.w3.org", "") and "best control" in page
     assert len((tmp_path / "c" / "scores.csv").read_text().splitlines()) == 7
+    assert [row["epoch"] for row in history(tmp_path / "c", "seal", 1)] == [1, 2, 3, 4, 5, 6]
     assert set(table(tmp_path / "c", arms, seeds)) == set(arms)
+    (tmp_path / "c" / "seal" / "seed-1" / "metrics.csv").unlink()
+    assert set(table(tmp_path / "c", arms, seeds)["seal"]) == {"0"}, "a run that was stopped has no say yet"
 
 
 def test_an_arm_with_tuned_settings_trains_from_scratch(tmp_path):
@@ -254,6 +285,10 @@ def test_the_command_line_trains_evaluates_and_probes(tmp_path):
         (["train", "{}/x", "--lr", "-1"], "lr"),
         (["train", "{}/x", "--set", "anneal.scale"], "name=value"),
         (["train", "{}/x", "--batch", "99999"], "Lower the batch"),
+        (["train", "{}/x", "--set", "anneal.before=layr3"], "Did you mean 'layer3'?"),
+        (["train", "{}/x", "--set", "anneal.share=1.5"], "anneal.share must lie in [0, 1]"),
+        (["train", "{}/x", "--set", "anneal.scale=-1"], "anneal.scale must lie in [0, 100]"),
+        (["train", "{}/x", "--epochs", "0"], "epochs must be positive"),
         (["evaluate", "{}/none"], "config.json"),
         (["resume", "{}"], "config.json"),
     ],
@@ -262,6 +297,39 @@ def test_mistakes_are_one_sentence_and_leave_nothing(arguments, said, tmp_path):
     done = command(*(a.format(tmp_path) for a in arguments))
     assert done.returncode == 1 and said in done.stderr and done.stderr.count("\n") == 1, done.stderr
     assert not list(tmp_path.iterdir())
+
+
+def test_a_reader_that_stops_early_gets_no_complaint():
+    """`train-cls methods | head -1`, by a reader that is gone before the first line."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "train_cls.cli", "methods"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None and process.stderr is not None
+    process.stdout.close()
+    assert process.stderr.read() == "" and process.wait(60) == 141
+
+
+def test_the_method_in_the_documentation_runs():
+    """The example of docs/train_cls.md as it stands there: it disturbs the early layers' gradients in its window and nothing else."""
+    text = (Path(__file__).parents[2] / "docs" / "train_cls.md").read_text()
+    lines = text.split("## A method of your own")[1].split("\n## ")[0].splitlines()
+    code = textwrap.dedent("\n".join(line for line in lines if line.startswith("    ") or not line))
+    names: dict = {}
+    exec(code, names)
+    model, optimizer, annealer = names["model"], names["optimizer"], names["annealer"]
+    images = torch.randint(0, 256, (2, 3, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+
+    def changed() -> set[str]:
+        optimizer.zero_grad()
+        model(images).square().mean().backward()
+        before = {name: p.grad.clone() for name, p in model.named_parameters()}
+        optimizer.step()
+        return {name for name, p in model.named_parameters() if not torch.equal(before[name], p.grad)}
+
+    early = {name for name, _ in model.named_parameters() if name.startswith(("conv1", "bn1", "layer1", "layer2"))}
+    for step, wanted in ((999, set()), (1000, early), (1249, early), (1250, set()), (2000, early)):
+        annealer.step = step
+        assert changed() == wanted, step
 
 
 def test_two_processes_share_a_batch(tmp_path):

@@ -7,12 +7,12 @@ from functools import partial
 import torch
 
 from dreamsa.randomness import seed_for
-from train_cls.models.classifier import Classifier, Dropout, Pixels, seed_dropout_
+from train_cls.models.classifier import Classifier, Dropout, Pixels, load_weights_, seed_dropout_
 from train_cls.models.mobilenet import MobileNetV2
 from train_cls.models.plain import NN2, VGG16
 from train_cls.models.residual import BasicBlock, Bottleneck, PadShortcut, PreBasicBlock, PreBottleneck, PreResNet, ResNet
 
-__all__ = ["MODELS", "Classifier", "Dropout", "Pixels", "build_model", "seed_dropout_"]
+__all__ = ["MODELS", "Classifier", "Dropout", "Pixels", "build_model", "load_weights_", "seed_dropout_"]
 
 RESNET = (64, 128, 256, 512)
 CIFAR = (16, 32, 64)
@@ -20,6 +20,7 @@ CIFAR = (16, 32, 64)
 MODELS: dict[str, Callable[..., Classifier]] = {
     # 1.65 M multiply-adds for a grey image of 8 x 8: made for scikit-learn's digits on a CPU
     "preresnet-small": partial(PreResNet, block=PreBasicBlock, widths=CIFAR, depths=(2, 2, 2)),
+    "preresnet-tiny": partial(PreResNet, block=PreBasicBlock, widths=CIFAR, depths=(1, 1, 1)),
     "resnet18": partial(ResNet, block=BasicBlock, widths=RESNET, depths=(2, 2, 2, 2), large_stem=True),
     "resnet50": partial(ResNet, block=Bottleneck, widths=RESNET, depths=(3, 4, 6, 3), large_stem=True),
     "resnet18-cifar": partial(ResNet, block=BasicBlock, widths=RESNET, depths=(2, 2, 2, 2)),

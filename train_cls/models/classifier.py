@@ -1,7 +1,7 @@
 """What every network of the trainer is: pixels, then features, then one linear layer named `fc`."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import ClassVar, Literal
 
 import torch
@@ -104,6 +104,23 @@ def seed_dropout_(model: nn.Module, seed: int, step: int) -> None:
         if isinstance(module, Dropout):
             device = next(model.parameters()).device
             module.rng = generator_for(seed, step, f"dropout {name}", device)
+
+
+def load_weights_(model: Classifier, weights: Mapping[str, Tensor]) -> None:
+    """Copy a checkpoint's parameters and buffers into a network of the same kind.
+
+    Raises:
+        ValueError: They are another network's.
+    """
+    own = model.state_dict()
+    strange = sorted(own.keys() ^ weights.keys()) or [name for name in own if own[name].shape != weights[name].shape]
+    if strange:
+        found, wanted = (tuple(part[strange[0]].shape) if strange[0] in part else "absent" for part in (weights, own))
+        raise ValueError(
+            f"The checkpoint is another network's: {strange[0]} is {found} in it and {wanted} in this {type(model).__name__}, and "
+            f"{len(strange) - 1} more differ. Use the model and the classes it was trained with."
+        )
+    model.load_state_dict(weights)
 
 
 def init_convolutions_(model: nn.Module, mode: Literal["fan_in", "fan_out"]) -> None:

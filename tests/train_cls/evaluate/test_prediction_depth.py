@@ -14,6 +14,7 @@ from train_cls.evaluate.prediction_depth import (
     nearest_neighbours,
     prediction_depth,
 )
+from train_cls.models import build_model
 
 LAYERS = ["bn1", "layer1.0", "layer2.1", "fc"]
 
@@ -98,6 +99,17 @@ def test_images_of_the_bank_find_themselves(model, images):
     labels = torch.arange(120) % 4
     result = prediction_depth(model, (images, labels), (images, labels), ["conv1"], DepthConfig(neighbours=1, pooling="flatten"))
     assert result.accuracies == (1.0,)
+
+
+def test_every_block_of_mobilenet_is_probed(rng):
+    """17 inverted residuals between the stem and the last layer, as in Table 2 of its paper."""
+    model = build_model("mobilenetv2", 3)
+    images = torch.randint(0, 256, (24, 3, 32, 32), generator=rng, dtype=torch.uint8)
+    labels = torch.arange(24) % 3
+    result = prediction_depth(model, (images[:16], labels[:16]), (images[16:], labels[16:]))
+    blocks = [f"layer{i + 1}.{j}" for i, count in enumerate((1, 2, 3, 4, 3, 3, 1)) for j in range(count)]
+    assert result.layers == ("bn1", *blocks, "fc")
+    assert 0 <= result.mean_depth <= 19
 
 
 def test_the_model_is_left_untouched(model, images):
