@@ -32,7 +32,7 @@ app.command(toybox)
 QUIET_LIBRARIES = {"TRANSFORMERS_VERBOSITY": "error", "DIFFUSERS_VERBOSITY": "error", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
 """What keeps other libraries' notes and bars out of our output."""
 
-Escape = Literal["anneal", "plain", "fresh", "noise", "interpolate"]
+Escape = Literal["anneal", "plain", "fresh", "noise", "interpolate", "regularizers"]
 Preset = Literal["toybox", "paper", "sd"]
 
 
@@ -112,7 +112,7 @@ def edit(
         What it should become.
     escape
         How to leave the parent's local minimum: anneal (ours), plain (descend only), fresh (from scratch), noise
-        (one random displacement), interpolate (towards a random scene).
+        (one random displacement), interpolate (towards a random scene), regularizers (a control: ascend the opacity regulariser).
     moments
         Whether the optimizer forgets what it gathered on the parent's prompt.
     """
