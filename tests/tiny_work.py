@@ -10,3 +10,14 @@ def square(task, stop):
     while task == 99 and not stop():
         time.sleep(0.01)
     return None if stop() else task * task
+
+
+class Budget:
+    """Says stop from the call number `calls` on."""
+
+    def __init__(self, calls):
+        self.left = calls
+
+    def __call__(self):
+        self.left -= 1
+        return self.left <= 0

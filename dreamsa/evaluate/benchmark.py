@@ -172,7 +172,7 @@ def smoke(benchmark: Benchmark) -> Benchmark:
 
 
 def benchmark_edits(benchmark: Benchmark, *, workers: int | None = None, stop: Stop = lambda: False) -> Iterator[str]:
-    """Make the parents, then all edits; yields a line per finished run, and last the path of the report.
+    """Make the parents, then all edits; yields a line per run as it finishes, and last the path of the report.
 
     Whatever is finished is not run again and what was stopped goes on, so it can be run in pieces. FOLDER/report.html opens from disk;
     results.csv and results.json hold its numbers.
@@ -199,15 +199,14 @@ def _benchmark(benchmark: Benchmark, workers: int, stop: Stop) -> Iterator[str]:
     parents, edits = len(benchmark.parents), len(benchmark.pairs) * len(benchmark.seeds) * len(benchmark.arms)
     steps = parents * benchmark.parent_steps + edits * benchmark.recipe.steps
     yield f"{parents} parents and {edits} edits, {steps:,} steps in all; what has finished before is not run again"
-    for i, result in enumerate(each(make_parent, benchmark.parents, workers, stop), 1):
+    due = [task for task in benchmark.parents if result_of(task.folder) is None]
+    for i, result in enumerate(each(make_parent, due, workers, stop), 1):
         said = "accepted" if result["accepted"] else "not accepted"
-        yield f"parent {i}/{parents}: {result['prompt']}, seed {result['seed']}: {said}, object right in {100 * result['object_right']:.0f} % of views"
-    done, total = 0, sum(len(wave) for comparison in benchmark.comparisons for wave in comparison.waves)
-    for first in (True, False):
-        wave = [trial for comparison in benchmark.comparisons for trial in comparison.waves[0 if first else 1]]
-        for result in each(run_trial, wave, workers, stop) if not stop() else ():
-            done += 1
-            yield f"edit {done}/{total}: {told(result)}"
+        yield f"parent {i}/{len(due)}: {result['prompt']}, seed {result['seed']}: {said}, object right in {100 * result['object_right']:.0f} % of views"
+    for wave in (0, 1):
+        trials = [trial for comparison in benchmark.comparisons for trial in comparison.due(wave)]
+        for i, result in enumerate(each(run_trial, trials, workers, stop), 1):
+            yield f"edit {i}/{len(trials)} of wave {wave + 1}: {told(result)}"
     results = benchmark.results
     if any(results.values()):
         kinds = {kind: summary(own) for kind, own in benchmark.results_by_kind.items()}

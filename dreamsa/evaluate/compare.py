@@ -55,6 +55,11 @@ class Comparison:
         first, second = ([a for a in order if ARMS[a].matched == matched] for matched in (False, True))
         return [self.trial(a, s) for a in first for s in self.seeds], [self.trial(a, s) for a in second for s in self.seeds]
 
+    def due(self, wave: int) -> list[Trial]:
+        """What of a wave is not finished and can be run now: matched trials wait for the one that they copy."""
+        model = {seed: result_of(self.trial(MODEL_ARM, seed).folder) is not None for seed in self.seeds}
+        return [t for t in self.waves[wave] if result_of(t.folder) is None and (model[t.seed] or not ARMS[t.arm].matched)]
+
     @property
     def results(self) -> dict[str, list[dict[str, Any]]]:
         """Results of the finished trials per arm, in the order of the seeds."""
@@ -79,7 +84,7 @@ def compare(
     runs: Path | str | None = None,
     stop: Stop = lambda: False,
 ) -> Iterator[str]:
-    """Edit a run in several ways and compare what comes of it; yields a line per finished trial, and last the path of the report.
+    """Edit a run in several ways and compare what comes of it; yields a line per trial as it finishes, and last the path of the report.
 
     Finished trials are not run again and stopped ones go on, so the same call after a stop is the same comparison. OUT/report.html opens from
     disk; OUT/results.csv and OUT/results.json hold the same numbers. Nothing in them but a line on time depends on the machine's speed.
@@ -116,11 +121,9 @@ def compare(
 def _compare(comparison: Comparison, workers: int, stop: Stop) -> Iterator[str]:
     from dreamsa.evaluate.report import write_comparison
 
-    for wave in comparison.waves:
-        for result in each(run_trial, wave, workers, stop):
+    for wave in (0, 1):
+        for result in each(run_trial, comparison.due(wave), workers, stop):
             yield told(result)
-        if stop():
-            break
     if any(comparison.results.values()):
         write_tables(comparison.folder, [r for results in comparison.results.values() for r in results], summary(comparison.results))
         yield str(write_comparison(comparison))
@@ -150,19 +153,22 @@ def keep_plan(path: Path, plan: dict[str, Any]) -> None:
     """
     wanted = json.loads(json.dumps(plan))
     if path.exists():
-        held = json.loads(path.read_text())
+        try:
+            held = dict(json.loads(path.read_text()))
+        except (OSError, ValueError, TypeError) as error:
+            raise ValueError(f"{path} cannot be read: {error}. Choose another folder.") from error
         other = sorted(name for name in wanted.keys() | held.keys() if wanted.get(name) != held.get(name))
         if other:
             name = other[0]
             raise ValueError(
-                f"{path.parent} holds another {path.stem}: its {name} is {held.get(name)!r}, not {wanted.get(name)!r}. Choose another folder with --out."
+                f"{path.parent} holds another {path.stem}: its {name} is {held.get(name)!r}, not {wanted.get(name)!r}. Choose another folder."
             )
         return
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         checkpoint.write_json(path, wanted)
     except OSError as error:
-        raise ValueError(f"{path.parent} cannot be written: {error.strerror or error}. Choose another folder with --out.") from error
+        raise ValueError(f"{path.parent} cannot be written: {error.strerror or error}. Choose another folder.") from error
 
 
 def told(result: dict[str, Any]) -> str:

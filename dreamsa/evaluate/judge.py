@@ -139,5 +139,7 @@ def _load_clip(where: str, name: str, local: bool) -> Judge:
     except (OSError, ValueError) as error:
         reason = " ".join(str(error).split())[:200]
         raise JudgeNotFound(f"The judge {name!r} cannot be loaded: {reason}. Give {EMBEDDED!r} or the folder of a CLIP model.") from error
-    size = model.config.vision_config.image_size
-    return Judge(model, tokenizer, name, size, tuple(facts.get("image_mean", CLIP_MEAN)), tuple(facts.get("image_std", CLIP_STD)))
+    vision: Any = model.config.vision_config
+    return Judge(
+        model, tokenizer, name, vision.image_size, tuple(facts.get("image_mean", CLIP_MEAN)), tuple(facts.get("image_std", CLIP_STD))
+    )

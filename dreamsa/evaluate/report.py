@@ -78,15 +78,10 @@ def interval(d: Difference | Mapping[str, Any] | None, digits: int = 3, signed: 
     """ "0.912 [0.880, 0.950]"; without an interval where one value alone gives none."""
     if d is None:
         return ""
-    mean, low, high = (d._asdict() if isinstance(d, Difference) else d)["mean"], *(_bounds(d))
-    sign = "+" if signed else ""
+    facts = d._asdict() if isinstance(d, Difference) else d
+    mean, low, high, sign = facts["mean"], facts["low"], facts["high"], "+" if signed else ""
     known = low is not None and low == low
     return f"{mean:{sign}.{digits}f}" + (f" <small>[{low:{sign}.{digits}f}, {high:{sign}.{digits}f}]</small>" if known else "")
-
-
-def _bounds(d: Difference | Mapping[str, Any]) -> tuple[float | None, float | None]:
-    facts = d._asdict() if isinstance(d, Difference) else d
-    return facts["low"], facts["high"]
 
 
 def _digits(measure: str) -> int:

@@ -63,18 +63,18 @@ class Scores:
     """Share of views for which the prompt is the most similar of all texts, its distractors among them."""
     probability: float
     """Of the prompt among its distractors."""
-    object_probability: float | None
-    object_right: float | None
-    """Share of views in which the judge names the object right; likewise below."""
-    colour_probability: float | None
-    colour_right: float | None
-    view_probability: float | None
-    """Of the view that the camera has, over cameras clear of the views' borders and objects that have a front."""
-    view_right: float | None
-    janus: float | None
-    """Share of side and back views that look more like the front; 0 is best."""
     foreground: float
     """Share of pixels that the object covers."""
+    object_probability: float | None = None
+    object_right: float | None = None
+    """Share of views in which the judge names the object right; likewise below."""
+    colour_probability: float | None = None
+    colour_right: float | None = None
+    view_probability: float | None = None
+    """Of the view that the camera has, over cameras clear of the views' borders and objects that have a front."""
+    view_right: float | None = None
+    janus: float | None = None
+    """Share of side and back views that look more like the front; 0 is best."""
     probability_before: float | None = None
     """Of the parent's prompt among its own distractors, on the edited object: low where the edit has left it."""
     directional_similarity: float | None = None
@@ -132,38 +132,42 @@ def fit_of(judge: Judge, rgb: Float[Tensor, "b 3 h w"], prompt: str) -> Fit:
     return Fit(retrieved(chances).float(), chances[:, 0], *objects, *colours)
 
 
-def _views_told(judge: Judge, views: Views, name: str | None) -> tuple[float | None, float | None, float | None]:
-    """Probability and share right of the cameras' own views, and the Janus proxy."""
+def _views_told(judge: Judge, views: Views, name: str | None) -> dict[str, float]:
+    """Probability and share right of the cameras' own views, and the Janus proxy; nothing where views cannot be told."""
     own = torch.tensor([view_label(azimuth, ELEVATION_DEG) for azimuth in views.azimuths_deg])
     told = own != UNTOLD
-    if name in LOOK_ALIKE or not told.any():
-        return None, None, None
-    chances, own = judge(views.rgb[told]).views, own[told]
-    elsewhere = own != VIEWS.index("front")
-    janus = _mean(front_everywhere(chances[elsewhere], own[elsewhere]).float()) if elsewhere.any() else None
-    return _mean(chances.gather(1, own[:, None])), _mean((chances.argmax(1) == own).float()), janus
+    elsewhere = told & (own != VIEWS.index("front"))
+    if name in LOOK_ALIKE or not elsewhere.any():
+        return {}
+    chances = judge(views.rgb).views
+    return {
+        "view_probability": _mean(chances[told].gather(1, own[told][:, None])),
+        "view_right": _mean((chances[told].argmax(1) == own[told]).float()),
+        "janus": _mean(front_everywhere(chances[elsewhere], own[elsewhere]).float()),
+    }
 
 
 def scores_of(judge: Judge, views: Views, prompt: str, before: tuple[Views, str] | None = None) -> Scores:
     """All scores of an object; with `before`, the parent's views from the same cameras and its prompt, those of an edit too."""
-    fit = fit_of(judge, views.rgb, prompt)
-    view = _views_told(judge, views, named(prompt).object)
-    own = Scores(
-        *(None if value is None else _mean(value) for value in vars(fit).values()), *view, _mean(foreground_fraction(views.opacity))
-    )  # pyright: ignore[reportArgumentType]
-    if before is None:
-        return own
-    parent, parent_prompt = before
-    texts = judge.text_features([parent_prompt, prompt])
-    seen = judge.image_features(parent.rgb), judge.image_features(views.rgb)
-    edit = {
-        "probability_before": fit_of(judge, views.rgb, parent_prompt).probability,
-        "directional_similarity": directional_similarity(*seen, texts[0], texts[1]),
-        "psnr": psnr(views.rgb, parent.rgb),
-        "silhouette": silhouette_overlap(views.opacity, parent.opacity),
-        "likeness": (seen[0] * seen[1]).sum(1),
+    fit = {name: _mean(value) for name, value in vars(fit_of(judge, views.rgb, prompt)).items() if value is not None}
+    found: dict[str, Any] = {
+        "r_precision": fit.pop("retrieved"),
+        **fit,
+        **_views_told(judge, views, named(prompt).object),
+        "foreground": _mean(foreground_fraction(views.opacity)),
     }
-    return Scores(**{**asdict(own), **{name: _mean(value) for name, value in edit.items()}})
+    if before is not None:
+        parent, parent_prompt = before
+        texts = judge.text_features([parent_prompt, prompt])
+        was, now = judge.image_features(parent.rgb), judge.image_features(views.rgb)
+        found |= {
+            "probability_before": _mean(fit_of(judge, views.rgb, parent_prompt).probability),
+            "directional_similarity": _mean(directional_similarity(was, now, texts[0], texts[1])),
+            "psnr": _mean(psnr(views.rgb, parent.rgb)),
+            "silhouette": _mean(silhouette_overlap(views.opacity, parent.opacity)),
+            "likeness": _mean((was * now).sum(1)),
+        }
+    return Scores(**found)
 
 
 def _mean(values: Tensor) -> float:

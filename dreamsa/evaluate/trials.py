@@ -130,7 +130,15 @@ def run_trial(trial: Trial, stop: Stop = lambda: False) -> dict[str, Any] | None
                     return None
         result = _judged(trial, run)
     except GuidanceFailed as error:
-        result = {**_facts(trial), "failed": str(error), "success": False, "steps_to_success": None, "scores": None, "curve": []}
+        result = {
+            **_facts(trial),
+            "failed": str(error),
+            "success": False,
+            "steps_to_success": None,
+            "scores": None,
+            "displacement": None,
+            "curve": [],
+        }
     checkpoint.write_json(trial.folder / "result.json", result)
     return result
 
@@ -150,7 +158,7 @@ def newest_run(folder: Path) -> Run | None:
 def _start(trial: Trial) -> api.Job:
     arm, recipe = ARMS[trial.arm], trial.recipe
     model = result_of(trial.folder.parent.parent / MODEL_ARM / trial.folder.name) if arm.matched else None
-    if arm.matched and (model is None or model["scores"] is None):
+    if arm.matched and (model is None or model["displacement"] is None):
         raise GuidanceFailed(f"Arm {MODEL_ARM} came to no end, so that there is no displacement for {arm.letter} to copy.")
     return api.edit(
         Run(trial.parent), trial.prompt, escape=arm.escape, moments=arm.moments, steps=recipe.steps, ascent_steps=recipe.ascent_steps,
@@ -236,7 +244,8 @@ def steps_to_success(curve: Sequence[dict[str, Any]], after: int = 0) -> int | N
     return first
 
 
-Task, Result = TypeVar("Task"), TypeVar("Result")
+Task = TypeVar("Task")
+Result = TypeVar("Result")
 
 
 def cores() -> int:
@@ -254,7 +263,7 @@ def each(work: Callable[[Task, Stop], Result | None], tasks: Sequence[Task], wor
 
     Once `stop()` is true, running tasks are told, and no other is begun. An error in one stops the others likewise, then is raised.
     """
-    if workers == 1 or len(tasks) < 2:
+    if workers == 1 or not tasks or stop():
         for task in tasks:
             if stop():
                 return
