@@ -185,7 +185,7 @@ def told(result: dict[str, Any]) -> str:
 
 def of(results: Sequence[dict[str, Any]], measure: str) -> list[float]:
     """A score of all trials that have it."""
-    found = [result["scores"][measure] for result in results if result["scores"]]
+    found = [result["scores"].get(measure) for result in results if result["scores"]]
     return [value for value in found if value is not None]
 
 

@@ -5,13 +5,14 @@ A judge compares a picture with texts, and says which fits best: the bare words 
 """
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float
+from safetensors import SafetensorError
 from torch import Tensor
 
 from dreamsa.assets import asset
@@ -46,6 +47,7 @@ class Judge:
     mean: tuple[float, ...] = (0.5, 0.5, 0.5)
     std: tuple[float, ...] = (0.5, 0.5, 0.5)
     """Pixels in [0, 1] become (pixel - mean) / std, per channel."""
+    _known: dict[tuple[str, ...], Tensor] = field(default_factory=dict, init=False, repr=False)
 
     @classmethod
     def load(cls, name: str | None = None) -> "Judge":
@@ -68,11 +70,14 @@ class Judge:
 
     @torch.no_grad()
     def text_features(self, texts: list[str]) -> Float[Tensor, "n d"]:
-        """Unit vectors."""
+        """Unit vectors; lists that were asked for before are remembered."""
+        if tuple(texts) in self._known:
+            return self._known[tuple(texts)]
         longest = self.model.config.text_config.max_position_embeddings
         tokens = self.tokenizer(texts, padding="max_length", max_length=longest, truncation=True, return_tensors="pt").input_ids
         chunks = [self.model.get_text_features(part).pooler_output for part in tokens.split(256)]
-        return torch.nn.functional.normalize(torch.cat(chunks), dim=-1)
+        self._known[tuple(texts)] = torch.nn.functional.normalize(torch.cat(chunks), dim=-1)
+        return self._known[tuple(texts)]
 
     @torch.no_grad()
     def image_features(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b d"]:
@@ -136,7 +141,7 @@ def _load_clip(where: str, name: str, local: bool) -> Judge:
         tokenizer = CLIPTokenizer.from_pretrained(where, local_files_only=local)
         found = cached_file(where, "preprocessor_config.json", local_files_only=local)
         facts = json.loads(Path(str(found)).read_text())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         reason = " ".join(str(error).split())[:200]
         raise JudgeNotFound(f"The judge {name!r} cannot be loaded: {reason}. Give {EMBEDDED!r} or the folder of a CLIP model.") from error
     vision: Any = model.config.vision_config

@@ -191,21 +191,20 @@ def _facts(trial: Trial) -> dict[str, Any]:
 
 def _judged(trial: Trial, run: Run) -> dict[str, Any]:
     """What came of a finished run. Nothing in it depends on the machine's speed but `seconds`."""
-    judge, parent = _judge(trial.recipe.judge), Run(trial.parent)
-    camera = run.config.camera
-    before = fixed_views(finished_scene(parent), camera, resolution=judge.size)
-    views = fixed_views(finished_scene(run), camera, resolution=judge.size)
-    write_png(strip(views.rgb), trial.folder / "views.png")
-    scores = scores_of(judge, views, run.prompt, (before, parent.prompt))
-    curve = _curve(judge, trial.folder / "steps", fixed_views(finished_scene(parent), camera, QUARTERS), run.prompt)
-    rows = run.metrics()
+    judge, parent, camera = _judge(trial.recipe.judge), Run(trial.parent), run.config.camera
+    old, new = finished_scene(parent), finished_scene(run)
+    before, after = (fixed_views(scene, camera, resolution=judge.size) for scene in (old, new))
+    write_png(strip(after.rgb), trial.folder / "views.png")
+    scores = scores_of(judge, after, run.prompt, (before, parent.prompt))
+    success, rows = scores.passes(), run.metrics()
+    curve = _curve(judge, trial.folder / "steps", fixed_views(old, camera, QUARTERS), run.prompt)
     moved = [{"step": row["step"] + 1, **row["displacement"]} for row in rows if row["displacement"]]
     escaped = [row for row in rows if row["phase"] != "descend"] or rows[:1]
     ascended = trial.recipe.ascent_steps if escaped[-1]["phase"] != "descend" else 0
     return {
         **_facts(trial),
-        "success": scores.passes(),
-        "steps_to_success": steps_to_success(curve, ascended) if scores.passes() else None,
+        "success": success,
+        "steps_to_success": steps_to_success(curve, ascended) if success else None,
         "scores": asdict(scores),
         "displacement": _displaced(run, escaped[-1]),
         "curve": curve,

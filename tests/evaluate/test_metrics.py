@@ -88,7 +88,7 @@ def test_holm_by_hand():
 
 def test_bootstrap_covers_the_mean_about_as_often_as_it_says():
     rng = np.random.default_rng(0)
-    intervals = [bootstrap_mean(rng.normal(1.0, 1.0, 30), seed=i) for i in range(100)]
+    intervals = [bootstrap_mean(rng.normal(1.0, 1.0, 30).tolist(), seed=i) for i in range(100)]
     assert 88 <= sum(d.low <= 1.0 <= d.high for d in intervals) <= 100
     assert bootstrap_mean([2.0, 2.0]) == (2.0, 2.0, 2.0, 2)
     assert math.isnan(bootstrap_mean([2.0]).low)
