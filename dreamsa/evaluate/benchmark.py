@@ -7,9 +7,9 @@ from typing import Any, NamedTuple
 
 from dreamsa import api, checkpoint
 from dreamsa.config import preset
-from dreamsa.evaluate.compare import Comparison, keep_plan, summary, told, write_tables
+from dreamsa.evaluate.compare import Comparison, keep_plan, plain, summary, told, write_tables
 from dreamsa.evaluate.judge import EMBEDDED, Judge, locate_judge
-from dreamsa.evaluate.metrics import Difference, PairedTest, bootstrap_mean, holm, mcnemar
+from dreamsa.evaluate.metrics import Mean, PairedTest, bootstrap_mean, holm, mcnemar
 from dreamsa.evaluate.scores import ENOUGH, finished_scene, fixed_views, scores_of, strip
 from dreamsa.evaluate.trials import (
     MODEL_ARM,
@@ -210,15 +210,11 @@ def _benchmark(benchmark: Benchmark, workers: int, stop: Stop) -> Iterator[str]:
     results = benchmark.results
     if any(results.values()):
         kinds = {kind: summary(own) for kind, own in benchmark.results_by_kind.items()}
-        tests = {other: {**test._asdict(), "over pairs": _plain(gap)} for other, (test, gap) in paired_tests(results).items()}
+        tests = {other: {**test._asdict(), "over pairs": plain(gap)} for other, (test, gap) in paired_tests(results).items()}
         write_tables(
             benchmark.folder, [r for own in results.values() for r in own], {"all": summary(results), **kinds, "paired tests": tests}
         )
         yield str(write_benchmark(benchmark))
-
-
-def _plain(gap: Difference) -> dict[str, Any]:
-    return {name: None if value != value else value for name, value in gap._asdict().items()}
 
 
 def _parent_config(task: ParentTask, attempt: int) -> Any:
@@ -260,12 +256,12 @@ def make_parent(task: ParentTask, stop: Stop = lambda: False) -> dict[str, Any] 
     return made
 
 
-def paired_tests(results: dict[str, list[dict[str, Any]]], arm: str = MODEL_ARM) -> dict[str, tuple[PairedTest, Difference]]:
+def paired_tests(results: dict[str, list[dict[str, Any]]], arm: str = MODEL_ARM) -> dict[str, tuple[PairedTest, Mean]]:
     """`arm` against each of CONTROLS on the trials that both have finished: McNemar's test with Holm's adjustment, and the difference of their
     success rates per pair, bootstrapped over pairs."""
     outcome = {name: {(r["parent_prompt"], r["prompt"], r["seed"]): bool(r["success"]) for r in own} for name, own in results.items()}
     tests: dict[str, PairedTest] = {}
-    gaps: dict[str, Difference] = {}
+    gaps: dict[str, Mean] = {}
     for other in CONTROLS:
         common = sorted(outcome.get(arm, {}).keys() & outcome.get(other, {}).keys())
         if not common:

@@ -12,7 +12,7 @@ from typing import Any
 from dreamsa import api, checkpoint
 from dreamsa.config import EditConfig, edited
 from dreamsa.evaluate.judge import EMBEDDED, locate_judge
-from dreamsa.evaluate.metrics import Difference, bootstrap_mean, wilson
+from dreamsa.evaluate.metrics import Mean, student_mean, wilson
 from dreamsa.evaluate.trials import ARMS, MODEL_ARM, Recipe, Stop, Trial, chosen_arms, default_workers, each, result_of, run_trial
 from dreamsa.guidance.prompts import check_prompt
 from dreamsa.runs import Run, RunError, find_run, runs_folder, slug
@@ -196,7 +196,7 @@ def total_displacement(result: dict[str, Any]) -> float | None:
 
 
 def summary(results: dict[str, list[dict[str, Any]]]) -> dict[str, dict[str, Any]]:
-    """Per arm: successes with Wilson's interval, means of the scores with bootstrap intervals, median steps to success and displacement."""
+    """Per arm: successes with Wilson's interval, means of the scores with Student's intervals, median steps to success and displacement."""
     table: dict[str, dict[str, Any]] = {}
     for arm, own in results.items():
         if not own:
@@ -208,13 +208,13 @@ def summary(results: dict[str, list[dict[str, Any]]]) -> dict[str, dict[str, Any
             "success": wilson(sum(r["success"] for r in own), len(own))._asdict(),
             "steps_to_success": statistics.median(quick) if quick else None,
             "displacement": statistics.median(moved) if moved else None,
-            **{measure: _plain(bootstrap_mean(of(own, measure))) for measure in MEASURES if of(own, measure)},
+            **{measure: plain(student_mean(of(own, measure))) for measure in MEASURES if of(own, measure)},
         }
     return table
 
 
-def differences(results: dict[str, list[dict[str, Any]]], measure: str, arm: str = MODEL_ARM) -> dict[str, Difference]:
-    """`arm` minus each other arm, paired over seeds that both have finished, with its bootstrap interval."""
+def differences(results: dict[str, list[dict[str, Any]]], measure: str, arm: str = MODEL_ARM) -> dict[str, Mean]:
+    """`arm` minus each other arm, paired over seeds that both have finished."""
     if not results.get(arm):
         return {}
     scores = {name: {r["seed"]: r["scores"][measure] for r in own if r["scores"]} for name, own in results.items()}
@@ -222,11 +222,11 @@ def differences(results: dict[str, list[dict[str, Any]]], measure: str, arm: str
     for other in results:
         common = [s for s in scores[arm] if s in scores[other] and None not in (scores[arm][s], scores[other][s])]
         if other != arm and common:
-            found[other] = bootstrap_mean([scores[arm][s] - scores[other][s] for s in common])
+            found[other] = student_mean([scores[arm][s] - scores[other][s] for s in common])
     return found
 
 
-def _plain(d: Difference) -> dict[str, Any]:
+def plain(d: Mean) -> dict[str, Any]:
     """For JSON, which has no NaN."""
     return {name: None if value != value else value for name, value in d._asdict().items()}
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from dreamsa import checkpoint
 from dreamsa.evaluate.compare import MEASURES, Comparison, differences, of, summary
-from dreamsa.evaluate.metrics import Difference, wilson
+from dreamsa.evaluate.metrics import Mean, wilson
 from dreamsa.evaluate.scores import finished_scene, fixed_views, strip
 from dreamsa.evaluate.trials import ARMS, MODEL_ARM, Trial, newest_run, result_of
 from dreamsa.export.video import write_png
@@ -22,26 +22,32 @@ if TYPE_CHECKING:
 
 STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 72rem; margin: 2rem auto; padding: 0 1rem; color: #1b1b1f; background: #fff }
-table { border-collapse: collapse; margin: 1rem 0; font-size: .9rem; font-variant-numeric: tabular-nums }
-td, th { padding: .2rem .6rem; text-align: right; vertical-align: top } th { font-weight: 600; vertical-align: bottom }
-th:first-child, td:first-child { text-align: left } tbody tr:nth-child(odd) { background: #f4f4f7 } small { color: #666; white-space: nowrap }
+table { border-collapse: collapse; margin: 1rem 0; font-size: .82rem; font-variant-numeric: tabular-nums }
+td, th { padding: .2rem .45rem; text-align: right; vertical-align: top } th { font-weight: 600; vertical-align: bottom }
+th:first-child, td:first-child { text-align: left; min-width: 11rem } tbody tr:nth-child(odd) { background: #f4f4f7 } small { color: #666; white-space: nowrap } td small { display: block }
 .wide { overflow-x: auto } svg { max-width: 100%; height: auto } figure { margin: .6rem 0; display: flex; gap: .6rem; align-items: center; flex-wrap: wrap }
-figcaption { flex: 0 0 15rem; font-size: .9rem } figure img { max-width: 100% } .turn { height: 4.2rem } .hit { color: #17692c } .miss { color: #a3242b }
+figcaption { flex: 0 0 13rem; font-size: .9rem } figure img { max-width: 100% } .strip { flex: 1 1 30rem; min-width: 0 } .turn { height: 6rem } .hit { color: #17692c } .miss { color: #a3242b }
 .claim { font-size: 1.1rem; padding: .6rem 1rem; background: #eef3ff; border-left: .3rem solid #4a6fd6; margin: .4rem 0 }
 """
 TITLES = {
-    "probability": "probability of the new prompt",
+    "probability": "new prompt",
     "r_precision": "R-precision",
-    "object_right": "object right",
-    "colour_right": "colour right",
-    "probability_before": "probability of the old prompt",
-    "directional_similarity": "directional similarity",
-    "psnr": "PSNR to the parent, dB",
-    "silhouette": "silhouette overlap with the parent",
-    "likeness": "likeness to the parent",
+    "object_right": "object",
+    "colour_right": "colour",
+    "probability_before": "old prompt",
+    "directional_similarity": "direction",
+    "psnr": "PSNR, dB",
+    "silhouette": "silhouette",
+    "likeness": "likeness",
     "foreground": "foreground",
     "janus": "Janus",
 }
+LEGEND = (
+    "<p>New and old prompt: the judge's probability among distractors; R-precision: share of views for which the new prompt is the likeliest text; "
+    "object, colour: share of views in which it is named right; direction: cosine between the change of the pictures and of the prompts. Kept of the "
+    "parent from the same cameras: PSNR, overlap of the silhouettes, cosine of the judge's features. Foreground: share of pixels; Janus: share of side and back "
+    "views that look like a front. Successes (object, and colour where one is asked for, right in at least 6 of 8 views) with Wilson intervals, means with Student's, 95 %.</p>"
+)
 COLOURS = {"A": "#8c8c94", "B": "#1b1b1f", "C": "#c9a227", "D": "#2f5fd0", "E": "#d1495b", "F": "#2a9d6f", "G": "#9b5fc0"}
 SHADE = "#4a6fd6"
 
@@ -59,7 +65,7 @@ def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
 
 
-def picture(path: Path, alt: str, css: str = "") -> str:
+def picture(path: Path, alt: str, css: str = "strip") -> str:
     """A file as an <img> that carries it; nothing where the file is not there."""
     if not path.is_file():
         return ""
@@ -74,22 +80,31 @@ def rate(successes: int, trials: int) -> str:
     return f"{successes}/{trials} <small>[{100 * found.low:.0f}, {100 * found.high:.0f}] %</small>" if trials else ""
 
 
-def interval(d: Difference | Mapping[str, Any] | None, digits: int = 3, signed: bool = False) -> str:
+def interval(d: Mean | Mapping[str, Any] | None, digits: int = 3, signed: bool = False) -> str:
     """ "0.912 [0.880, 0.950]"; without an interval where one value alone gives none."""
     if d is None:
         return ""
-    facts = d._asdict() if isinstance(d, Difference) else d
-    mean, low, high, sign = facts["mean"], facts["low"], facts["high"], "+" if signed else ""
-    known = low is not None and low == low
-    return f"{mean:{sign}.{digits}f}" + (f" <small>[{low:{sign}.{digits}f}, {high:{sign}.{digits}f}]</small>" if known else "")
+    facts = d._asdict() if isinstance(d, Mean) else d
+    mean, low, high = (_number(facts[name], digits, signed) for name in ("mean", "low", "high"))
+    return f"{mean} <small>[{low}, {high}]</small>" if low else mean
+
+
+def _number(value: float | None, digits: int, signed: bool) -> str:
+    """Nothing for what is not known; a zero without a sign."""
+    if value is None or value != value:
+        return ""
+    value = round(value, digits) + 0.0
+    return f"{value:{'+' if signed and value else ''}.{digits}f}"
 
 
 def _digits(measure: str) -> int:
     return 1 if measure == "psnr" else 3
 
 
-def plot(series: Mapping[str, Sequence[tuple[float, float]]], title: str, shaded: float = 0, log: bool = False, steps: bool = False) -> str:
-    """One line per arm over the steps, as SVG; the first `shaded` steps, the ascent's, are shaded."""
+def plot(
+    series: Mapping[str, Sequence[tuple[float, float]]], title: str, shaded: float = 0, share: bool = True, steps: bool = False
+) -> str:
+    """One line per arm over the steps, as SVG: shares, or else sizes on a logarithmic axis. The first `shaded` steps, the ascent's, are shaded."""
     import matplotlib
 
     matplotlib.use("svg")
@@ -112,7 +127,9 @@ def plot(series: Mapping[str, Sequence[tuple[float, float]]], title: str, shaded
                     linewidth=2.2 if arm == MODEL_ARM else 1.3,
                     drawstyle="steps-post" if steps else None,
                 )
-        if log and any(y > 0 for points in series.values() for _, y in points):
+        if share:
+            axes.set_ylim(-0.02, 1.02)
+        elif any(y > 0 for points in series.values() for _, y in points):
             axes.set_yscale("log")
         axes.set_xlabel("step")
         axes.set_title(title, loc="left")
@@ -154,7 +171,7 @@ def _curves(results: Mapping[str, Sequence[dict[str, Any]]], ascent: int) -> lis
     parts = [plot(mean_curves(results, _looked("probability")), "probability of the new prompt, four views, mean over trials", shaded)]
     if any("colour_right" in row for own in results.values() for r in own for row in r["curve"]):
         parts.append(plot(mean_curves(results, _looked("colour_right")), "share of views whose colour is named right", shaded))
-    parts.append(plot(mean_curves(results, _moved), "distance of the parameters from the parent's", shaded, log=True))
+    parts.append(plot(mean_curves(results, _moved), "distance of the parameters from the parent's", shaded, share=False))
     return parts
 
 
@@ -178,15 +195,18 @@ def _arm_table(results: dict[str, list[dict[str, Any]]]) -> str:
     return table(header, rows)
 
 
-def verdict(results: dict[str, list[dict[str, Any]]], measure: str = "probability") -> list[str]:
-    """What the paired differences say of the arm D against each other one, a sentence each; "surely" means that the 95 % interval leaves out 0."""
+def verdict(results: dict[str, list[dict[str, Any]]]) -> list[str]:
+    """What the paired differences say of the arm D against each other one, a sentence of HTML each; "surely" means that the 95 % interval leaves out 0."""
     sentences = []
-    for other, d in differences(results, measure).items():
+    for other, d in differences(results, "probability").items():
         said = "does better than" if d.low > 0 else "does worse than" if d.high < 0 else "does not differ surely from"
-        if d.pairs < 2:
+        if d.count < 2:
             said = "was tried once beside"
-        spread = "" if d.low != d.low else f" [{d.low:+.3f}, {d.high:+.3f}]"
-        sentences.append(f"{MODEL_ARM} {said} {other} ({ARMS[other].title}): {TITLES[measure]} {d.mean:+.3f}{spread}, {d.pairs} seeds.")
+        elif max(abs(d.low), abs(d.high)) < 0.01:
+            said = "does as well as"
+        sentences.append(
+            f"{MODEL_ARM} {said} {other} ({ARMS[other].title}): probability of the new prompt {interval(d, 3, True)}, seeds: {d.count}."
+        )
     return sentences
 
 
@@ -232,7 +252,7 @@ def write_comparison(comparison: Comparison) -> Path:
     parts = [
         f"<p>Every arm: {recipe.steps} steps and as many calls of the UNet from the same parent, <code>{html.escape(parent.id)}</code>; {recipe.ascent_steps} "
         f"of them ascend at S = {recipe.scale:g} where an arm ascends. Judge: {html.escape(recipe.judge)}.</p>",
-        *(f'<p class="claim">{html.escape(claim)}</p>' for claim in claims),
+        *(f'<p class="claim">{claim}</p>' for claim in claims),
         "<h2>Before and after</h2>",
         _figure(
             f"<b>parent</b> {html.escape(parent.prompt)}",
@@ -253,8 +273,7 @@ def write_comparison(comparison: Comparison) -> Path:
     parts += [
         "<h2>Scores</h2>",
         _arm_table(results),
-        "<p>A success: the judge names the object, and the colour where one is asked for, right in at least 6 of 8 views. Shares of successes with "
-        "Wilson intervals, means over seeds with percentile bootstrap intervals, 95 %; few seeds give intervals that are too narrow.</p>",
+        LEGEND,
         *([table(["paired over seeds", *(html.escape(TITLES[m]) for m in minus)], rows)] if MODEL_ARM in results else []),
         "<h2>Over the steps</h2>",
         *_curves(results, recipe.ascent_steps),
@@ -311,6 +330,8 @@ def write_benchmark(benchmark: "Benchmark") -> Path:
         plot({arm: success_by_step(results[arm], recipe.steps) for arm in arms}, "share of trials that have succeeded, over steps", recipe.ascent_steps, steps=True),
         "<h2>Scores over all trials</h2>",
         _arm_table({arm: results[arm] for arm in arms}),
+        LEGEND,
+        "<p>Trials of one pair are not independent, so that these intervals are too narrow.</p>",
         "<h2>Over the steps</h2>",
         *_curves({arm: results[arm] for arm in arms}, recipe.ascent_steps),
         _time(results),
@@ -333,7 +354,7 @@ def benchmark_verdict(tests: Mapping[str, Any]) -> list[str]:
         )
         sentences.append(
             f"{MODEL_ARM} {said} {other} ({ARMS[other].title}): only {MODEL_ARM} {test.only_first}, only {other} {test.only_second} trials, "
-            f"p = {test.p_holm:.2g} after Holm; {100 * gap.mean:+.1f} points over {gap.pairs} pairs."
+            f"p = {test.p_holm:.2g} after Holm; {100 * gap.mean:+.1f} points over {gap.count} pairs."
         )
     return sentences or ["Too little has finished to compare arms."]
 

@@ -111,7 +111,7 @@ def test_the_paired_tests_by_hand():
     assert against_b[:4] == (4, 0, 2, 0)
     assert against_b.p == pytest.approx(2 / 2**4)
     assert against_b.p_holm == pytest.approx(2 * 2 / 2**4)
-    assert (gap.mean, gap.pairs) == (pytest.approx(2 / 3), 3)
+    assert (gap.mean, gap.count) == (pytest.approx(2 / 3), 3)
     assert tests["E"][0].p == 1
 
 

@@ -18,6 +18,7 @@ from dreamsa.evaluate.metrics import (
     psnr,
     retrieved,
     silhouette_overlap,
+    student_mean,
     wilson,
 )
 
@@ -92,3 +93,12 @@ def test_bootstrap_covers_the_mean_about_as_often_as_it_says():
     assert 88 <= sum(d.low <= 1.0 <= d.high for d in intervals) <= 100
     assert bootstrap_mean([2.0, 2.0]) == (2.0, 2.0, 2.0, 2)
     assert math.isnan(bootstrap_mean([2.0]).low)
+
+
+def test_student_interval_by_scipys_own_test():
+    values = [0.1, 0.4, 0.2]
+    wanted = stats.ttest_1samp(values, 0.0).confidence_interval()
+    got = student_mean(values)
+    assert (got.low, got.high) == pytest.approx((wanted.low, wanted.high))
+    assert got.mean == pytest.approx(0.7 / 3)
+    assert math.isnan(student_mean([0.1]).high)
