@@ -15,6 +15,8 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from dreamsa.api import Job, Progress, doctor, edit, export, generate, prompts, render, resume, runs, show
     from dreamsa.config import EditConfig, RunConfig, preset
+    from dreamsa.evaluate.compare import compare
+    from dreamsa.evaluate.scores import evaluate_run
     from dreamsa.runs import Run
 
 __all__ = [
@@ -23,8 +25,10 @@ __all__ = [
     "Progress",
     "Run",
     "RunConfig",
+    "compare",
     "doctor",
     "edit",
+    "evaluate_run",
     "export",
     "generate",
     "preset",
@@ -35,7 +39,14 @@ __all__ = [
     "show",
 ]
 
-_HOMES = {"Run": "runs", "RunConfig": "config", "EditConfig": "config", "preset": "config"}
+_HOMES = {
+    "Run": "runs",
+    "RunConfig": "config",
+    "EditConfig": "config",
+    "preset": "config",
+    "compare": "evaluate.compare",
+    "evaluate_run": "evaluate.scores",
+}
 """The module of each public name; `api` where none is given."""
 
 

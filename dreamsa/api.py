@@ -18,7 +18,8 @@ import numpy as np
 import torch
 
 from dreamsa import __version__, checkpoint
-from dreamsa.config import EDIT_STEPS, EditConfig, Escape, PresetName, RunConfig, edited, preset
+from dreamsa.annealing import Snapshots
+from dreamsa.config import ASCENDING, EDIT_STEPS, EditConfig, Escape, PresetName, RunConfig, edited, preset
 from dreamsa.export.video import NoFfmpeg, contact_sheet, depth_pictures, normal_pictures, write_mp4, write_png, write_webp
 from dreamsa.fields.hashgrid import resolve_backend
 from dreamsa.guidance.prompts import VIEWS, ViewPrompt, check_prompt
@@ -27,7 +28,7 @@ from dreamsa.processes import Processes
 from dreamsa.render.cameras import CameraConfig, orbit
 from dreamsa.runs import Run, RunError, find_run, list_runs, new_run, runs_folder
 from dreamsa.scene import Scene
-from dreamsa.train import MAX_SKIPPED, GuidanceFailed, StepResult, Training, new_training, sds_step
+from dreamsa.train import MAX_SKIPPED, GuidanceFailed, StepResult, Training, displacement, new_training, sds_step
 
 if TYPE_CHECKING:
     from dreamsa.export.files import Format
@@ -46,12 +47,14 @@ class Progress(NamedTuple):
     """Steps done."""
     steps: int
     phase: str
-    """ascend or descend."""
+    """ascend, ascend regularizers or descend."""
     result: StepResult
     seconds_per_step: float
     eta_seconds: float
     preview: Path | None
     """The newest preview picture."""
+    scene: Scene
+    """As it is now, for looking at; the next step changes it."""
 
 
 @dataclass
@@ -138,6 +141,7 @@ def edit(
     scale: float = 0.01,
     eta: float = 0.3,
     moments: str = "reset",
+    displacement: dict[str, float] | None = None,
     name: PresetName | None = None,
     seed: int | None = None,
     overrides: dict[str, Any] | None = None,
@@ -149,9 +153,10 @@ def edit(
     step count and with it every schedule, and the occupancy grid.
 
     Args:
-        escape: anneal, plain, fresh, noise or interpolate; see EditConfig.
+        escape: anneal, plain, fresh, noise, interpolate or regularizers; see EditConfig.
         steps: All steps of the edit, the ascent's among them.
         scale: S, the factor on the learning rate while ascending.
+        displacement: How far noise or interpolate move each parameter group, in place of what scale and eta say.
         overrides: Other configuration changes, as `with_overrides` takes them.
 
     Raises:
@@ -164,18 +169,24 @@ def edit(
         raise RunError(f"Run {parent.id} is {parent.status}, not finished. Finish it first: dreamsa resume {parent.id}")
     if not (parent.latest_checkpoint / "training.safetensors").is_file() and moments == "keep":
         raise RunError(f"Run {parent.id} was shipped without its optimizer's moments, so they cannot be kept. Use --moments reset.")
-    own = name or ("toybox" if before.model.model == "toybox" else "paper")
-    default_steps, default_ascent = EDIT_STEPS[own]
-    steps = default_steps if steps is None else steps
-    if ascent_steps is None:
-        ascent_steps = default_ascent if steps == default_steps else round(steps * default_ascent / default_steps)
-    if escape not in ("anneal", "noise"):
+    steps, ascent_steps = edit_length(before, steps, ascent_steps, name)
+    if escape not in (*ASCENDING, "noise"):
         ascent_steps = 0
-    child = edited(before, prompt, EditConfig(parent.id, escape, ascent_steps, scale, eta, moments), steps)  # pyright: ignore[reportArgumentType]
+    how = EditConfig(parent.id, escape, ascent_steps, scale, eta, moments, displacement)  # pyright: ignore[reportArgumentType]
+    child = edited(before, prompt, how, steps)
     child = with_overrides(child if seed is None else replace(child, seed=seed), overrides or {})
     child, facts = check(child)
     run = _shared_run(child, parent, folder, facts)
     return Job(run, _work(run, child, parent=parent))
+
+
+def edit_length(
+    parent: RunConfig, steps: int | None = None, ascent_steps: int | None = None, name: PresetName | None = None
+) -> tuple[int, int]:
+    """Steps of an edit, and how many of them ascend: what is given, else the preset's, else the preset's share."""
+    default_steps, default_ascent = EDIT_STEPS[name or ("toybox" if parent.model.model == "toybox" else "paper")]
+    steps = default_steps if steps is None else steps
+    return steps, round(steps * default_ascent / default_steps) if ascent_steps is None else ascent_steps
 
 
 def resume(run: Run | str | Path, *, steps: int | None = None, runs: Path | str | None = None) -> Job:
@@ -192,8 +203,22 @@ def resume(run: Run | str | Path, *, steps: int | None = None, runs: Path | str 
     config, _ = check(run.config)
     with run.lock():
         pass
-    parent = find_run(config.edit.parent, run.path.parent) if config.edit and not checkpoint.latest(run.checkpoints) else None
+    parent = parent_of(run, folder)
+    if config.edit and parent is None and checkpoint.latest(run.checkpoints) is None:
+        raise RunError(
+            f"Run {run.id} has no checkpoint, and its parent {config.edit.parent} is not beside it. Bring the parent back, or name its folder with --runs."
+        )
     return Job(run, _work(run, config, parent=parent, going_on=True))
+
+
+def parent_of(run: Run, folder: Path) -> Run | None:
+    """The run that an edit was made from, beside it or in `folder`; None for a generation, or where it is gone or damaged."""
+    edit = run.config.edit
+    for home in (run.path.parent, folder) if edit else ():
+        found = Run((home / edit.parent).resolve())  # pyright: ignore[reportOptionalMemberAccess]
+        if (found.path / "run.json").is_file() and checkpoint.latest(found.checkpoints) is not None:
+            return found
+    return None
 
 
 def with_overrides(config: RunConfig, overrides: dict[str, Any]) -> RunConfig:
@@ -257,10 +282,13 @@ def _train(run: Run, config: RunConfig, parent: Run | None, going_on: bool, proc
     device = device_for(config.device)
     training = new_training(config, device)
     newest = checkpoint.latest(run.checkpoints) if going_on else None
+    if parent is not None:
+        take_parent(training, parent)
+    start = Snapshots()
+    if parent is not None or config.edit is None:  # else where an edit began is not known any more
+        start.take(training.scene.parameters())
     if newest is not None:
         training.load(newest)
-    elif parent is not None:
-        take_parent(training, parent)
     first = processes.rank == 0
     if first:
         run.cut_metrics(training.step)
@@ -279,14 +307,14 @@ def _train(run: Run, config: RunConfig, parent: Run | None, going_on: bool, proc
             seconds = result.seconds if seconds == 0 else 0.95 * seconds + 0.05 * result.seconds
             done = training.step == config.steps
             if first:
-                if result.step % LOG_EVERY == 0 or done or result.skipped:
-                    _log(run, result)
+                if result.step % LOG_EVERY == 0 or done or result.skipped or training.annealer.edge:
+                    _log(run, result, displacement(training.optimizer, start.values[0]) if start.values else None)
                 if time.monotonic() - shown > PREVIEW_SECONDS or done:
                     preview, shown = _preview(run, training), time.monotonic()
                 if training.step % config.save_every == 0 and not done:
                     _save(run, training)
             left = (config.steps - training.step) * seconds
-            yield Progress(run, training.step, config.steps, result.phase, result, seconds, left, preview)
+            yield Progress(run, training.step, config.steps, result.phase, result, seconds, left, preview, training.scene)
     except (GeneratorExit, KeyboardInterrupt):
         if first:
             _save(run, training)
@@ -317,8 +345,9 @@ def _save(run: Run, training: Training) -> None:
     run.update(step=training.step)
 
 
-def _log(run: Run, result: StepResult) -> None:
-    values = {key: value for key, value in result._asdict().items()}
+def _log(run: Run, result: StepResult, moved: dict[str, float] | None) -> None:
+    """One line of metrics.jsonl: the step's numbers, and how far each parameter group now is from where the run began."""
+    values = {**result._asdict(), "displacement": moved}
     finite = {key: value if not isinstance(value, float) or np.isfinite(value) else None for key, value in values.items()}
     with (run.path / "metrics.jsonl").open("a") as file:
         file.write(json.dumps(finite) + "\n")

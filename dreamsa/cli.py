@@ -1,12 +1,13 @@
 """The command line: parse, call the API, print. Heavy modules are imported inside the commands, so that --help is quick.
 
-Exit codes: 0 done; 1 refused or failed, with one sentence on stderr; 2 the command line itself is wrong; 130 stopped by
-Ctrl-C and 143 by SIGTERM, with the run saved.
+Exit codes: 0 done; 1 refused or failed, with one sentence on stderr; 2 the command line itself is wrong; 3 the hours of a
+comparison or benchmark are over and the same command goes on; 130 stopped by Ctrl-C and 143 by SIGTERM, all saved.
 """
 
 import json as json_module
 import os
 import sys
+import time
 import warnings
 from collections.abc import Iterable
 from pathlib import Path
@@ -28,11 +29,13 @@ app = App(
 )
 toybox = App(name="toybox", help="The embedded world and the models trained on it.")
 app.command(toybox)
+benchmark = App(name="benchmark", help="Long measurements that can be run in pieces.")
+app.command(benchmark)
 
 QUIET_LIBRARIES = {"TRANSFORMERS_VERBOSITY": "error", "DIFFUSERS_VERBOSITY": "error", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
 """What keeps other libraries' notes and bars out of our output."""
 
-Escape = Literal["anneal", "plain", "fresh", "noise", "interpolate"]
+Escape = Literal["anneal", "plain", "fresh", "noise", "interpolate", "regularizers"]
 Preset = Literal["toybox", "paper", "sd"]
 
 
@@ -43,6 +46,11 @@ DryRun = Annotated[bool, Parameter(name="--dry-run", negative="", help="Check ev
 Set = Annotated[list[str] | None, Parameter(name="--set", negative="", help="Change a setting: --set sds.guidance_scale=30. Repeatable.")]
 Seed = Annotated[int | None, Parameter(help="Seed of everything random. Default: 0, or the parent's.")]
 Steps = Annotated[int | None, Parameter(help="Optimizer steps. Default: the preset's.")]
+JudgeName = Annotated[str | None, Parameter(name="--judge", help="toybox, a CLIP model's folder, or its Hub id.")]
+Arms = Annotated[str, Parameter(help="all, or letters of A to G with commas.")]
+Seeds = Annotated[int, Parameter(help="How many seeds.")]
+Workers = Annotated[int | None, Parameter(help="Processes. Default: one per core.")]
+Hours = Annotated[float | None, Parameter(help="Save and leave after this time; the same command goes on.")]
 
 
 @app.command
@@ -112,7 +120,7 @@ def edit(
         What it should become.
     escape
         How to leave the parent's local minimum: anneal (ours), plain (descend only), fresh (from scratch), noise
-        (one random displacement), interpolate (towards a random scene).
+        (one random displacement), interpolate (towards a random scene), regularizers (a control: ascend the opacity regulariser).
     moments
         Whether the optimizer forgets what it gathered on the parent's prompt.
     """
@@ -215,6 +223,78 @@ def export(
         scale=scale, unlit=unlit, stage=stage, runs=runs,
     )  # fmt: skip
     print(path)
+
+
+@app.command(name="evaluate")
+def evaluate_(run: str, *, judge: JudgeName = None, runs: Runs = None, json: Json = False) -> None:
+    """Let the judge look at a finished run from eight sides; an edit is measured against its parent too.
+
+    Writes RUN/evaluation.json and RUN/evaluation.png.
+
+    Example: dreamsa evaluate a-purple-rabbit
+    """
+    from dreamsa.evaluate.scores import evaluate_run
+
+    _print_facts(evaluate_run(run, judge=judge, runs=runs), json)
+
+
+@app.command
+def compare(
+    run: str,
+    prompt: str,
+    *,
+    arms: Arms = "all",
+    seeds: Seeds = 3,
+    steps: Steps = None,
+    ascent_steps: Annotated[int | None, Parameter(help="How many of the steps ascend, in arms that do. Default: a fifth.")] = None,
+    scale: Annotated[float, Parameter(help="S: factor on the learning rate while ascending.")] = 0.01,
+    judge: JudgeName = None,
+    out: Annotated[Path | None, Parameter(help="Folder of the comparison. Default: RUNS/comparisons/PARENT-PROMPT.")] = None,
+    workers: Workers = None,
+    hours: Hours = None,
+    set_: Set = None,
+    runs: Runs = None,
+) -> None:
+    """Edit a run in several ways at equal UNet calls from the same parent, and write one report that opens from disk.
+
+    Arms: A plain resume, optimizer moments kept; B plain resume, moments reset; C from scratch; D ascent, then descent (ours);
+    E a random displacement and F an interpolation to a random scene (Perturb-and-Revise), both as far as D has moved; G ascent of
+    the regularisers only. What has finished is not run again: after a stop the same command goes on.
+
+    Example: dreamsa compare a-rabbit "a purple rabbit" --arms B,D,E --seeds 3
+    """
+    from dreamsa.evaluate.compare import compare as run_comparison
+
+    stop = _StopAfter(hours)
+    lines = run_comparison(
+        run, prompt, arms=arms, seeds=seeds, steps=steps, ascent_steps=ascent_steps, scale=scale, judge=judge, out=out, workers=workers,
+        overrides=_overrides(set_), runs=runs, stop=stop,
+    )  # fmt: skip
+    _tell(lines, stop)
+
+
+@benchmark.command(name="edits")
+def benchmark_edits_(
+    out: Path,
+    *,
+    arms: Arms = "all",
+    seeds: Seeds = 3,
+    judge: JudgeName = None,
+    workers: Workers = None,
+    hours: Hours = None,
+    smoke: Annotated[bool, Parameter(negative="", help="The same machinery in a minute; its numbers mean nothing.")] = False,
+    set_: Set = None,
+) -> None:
+    """Edit toybox objects in 24 ways of four kinds with every arm, and write one report that opens from disk.
+
+    What has finished is not run again: run it in pieces with --hours 2 until it exits with 0.
+
+    Example: dreamsa benchmark edits runs/benchmark --hours 2
+    """
+    from dreamsa.evaluate.benchmark import benchmark_edits, new_benchmark
+
+    stop = _StopAfter(hours)
+    _tell(benchmark_edits(new_benchmark(out, arms, seeds, judge, _overrides(set_), smoke), workers=workers, stop=stop), stop)
 
 
 @app.command(name="list")
@@ -433,6 +513,30 @@ def _shown(job: "Job", as_json: bool, quiet: bool) -> Iterable[Any]:
                 if not console.is_terminal:
                     console.print(f"step {progress.step}/{progress.steps} {progress.phase}, {note}, preview {shown}", highlight=False)
             yield progress
+
+
+class _StopAfter:
+    """Whether it is time to save and leave: after a signal, or after some hours."""
+
+    def __init__(self, hours: float | None) -> None:
+        from dreamsa.api import stop_on_signals
+
+        if hours is not None and not 0 < hours <= 10_000:
+            raise ValueError(f"hours must lie in (0, 10000], got {hours:g}.")
+        self.signals = stop_on_signals()
+        self.deadline = None if hours is None else time.monotonic() + 3600 * hours
+
+    def __call__(self) -> bool:
+        return bool(self.signals) or (self.deadline is not None and time.monotonic() > self.deadline)
+
+
+def _tell(lines: Iterable[str], stop: _StopAfter) -> None:
+    """Print what a comparison says as it comes; after a stop, how to go on."""
+    for line in lines:
+        print(line, flush=True)
+    if stop():
+        print("Stopped; everything is saved. The same command goes on.", file=sys.stderr)
+        raise SystemExit(128 + stop.signals[0] if stop.signals else 3)
 
 
 def fail(message: str) -> NoReturn:

@@ -15,8 +15,12 @@ from dreamsa.render.cameras import CameraConfig
 from dreamsa.render.volume import RenderConfig
 from dreamsa.sds import SDSConfig
 
-Escape = Literal["anneal", "plain", "fresh", "noise", "interpolate"]
+Escape = Literal["anneal", "plain", "fresh", "noise", "interpolate", "regularizers"]
 ESCAPES: tuple[Escape, ...] = get_args(Escape)
+ASCENDING: tuple[Escape, ...] = ("anneal", "regularizers")
+"""The escapes that ascend for a while."""
+GROUPS = ("grid", "mlp", "background")
+"""The parameter groups of a scene."""
 PresetName = Literal["toybox", "paper", "sd"]
 PRESETS: tuple[PresetName, ...] = get_args(PresetName)
 
@@ -69,7 +73,8 @@ class EditConfig:
     """Id of the run that the scene was taken from."""
     escape: Escape = "anneal"
     """anneal: ascend on the new prompt, then descend. plain: descend only. fresh: start from scratch. noise: one random
-    displacement, then descend. interpolate: move towards a random scene, then descend (Perturb-and-Revise)."""
+    displacement, then descend. interpolate: move towards a random scene, then descend (Perturb-and-Revise). regularizers: as
+    anneal, but what ascends is the opacity regulariser alone: the control that knows nothing of the new prompt."""
     ascent_steps: int = 0
     """How many of the run's steps ascend."""
     scale: float = 0.01
@@ -78,6 +83,9 @@ class EditConfig:
     """Share of the way towards a random scene, for interpolate."""
     moments: Literal["reset", "keep"] = "reset"
     """Whether the optimizer forgets what it gathered on the parent's prompt."""
+    displacement: dict[str, float] | None = None
+    """For noise and interpolate: the Euclidean norm to move each parameter group (grid, mlp, background) by, in place of what
+    `scale` and `eta` say. Groups that are not named stay."""
 
     def __post_init__(self) -> None:
         if self.escape not in ESCAPES:
@@ -88,6 +96,11 @@ class EditConfig:
             raise ValueError(f"edit.scale must lie in [0, 100], got {self.scale}.")
         if not 0 <= self.eta <= 1:
             raise ValueError(f"edit.eta must lie in [0, 1], got {self.eta}.")
+        for name, norm in (self.displacement or {}).items():
+            if self.escape not in ("noise", "interpolate"):
+                raise ValueError(f"edit.displacement is for noise and interpolate; {self.escape} moves as far as it moves. Leave it out.")
+            if name not in GROUPS or not 0 <= norm < float("inf"):
+                raise ValueError(f"edit.displacement wants norms of at least 0 for {', '.join(GROUPS)}; got {name!r}: {norm}.")
 
 
 @dataclass(frozen=True)

@@ -4,8 +4,19 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from dreamsa.annealing import Displace, GradientAscent, Interpolate, ResetMoments, Rule, Window
-from dreamsa.config import RunConfig
+from dreamsa.annealing import (
+    Displace,
+    Event,
+    GradientAscent,
+    Interpolate,
+    Move,
+    ResetMoments,
+    Rule,
+    Window,
+    direction_to,
+    random_direction,
+)
+from dreamsa.config import ASCENDING, EditConfig, RunConfig
 from dreamsa.scene import Scene
 
 
@@ -13,24 +24,39 @@ def rules_for(config: RunConfig) -> list[Rule]:
     """The rules of a run: none for a generation, one for an edit.
 
     anneal ascends for `ascent_steps` at `scale` times the learning rate, moments forgotten at both edges (thesis, eq. 9);
-    noise moves once by the most that Adam could have moved in that ascent, in a random direction; interpolate and fresh
-    move towards another random scene. All but a plain edit that keeps its moments start with none.
+    regularizers does the same with the opacity regulariser in place of score distillation (see `train.objective`). noise, interpolate
+    and fresh move once, then descend. All but a plain edit that keeps its moments start with none.
     """
     edit = config.edit
     if edit is None:
         return []
     reset = (ResetMoments(),)
-    start = Window(0, 1)
-    if edit.escape == "anneal" and edit.ascent_steps:
-        ascent = GradientAscent(edit.scale)
-        return [Rule(Window(0, edit.ascent_steps), ascent, on_open=reset, on_close=reset, phase="ascend")]
+    if edit.escape in ASCENDING and edit.ascent_steps:
+        phase = "ascend" if edit.escape == "anneal" else "ascend regularizers"
+        return [Rule(Window(0, edit.ascent_steps), GradientAscent(edit.scale), on_open=reset, on_close=reset, phase=phase)]
+    events = (*_moves(edit, config), *(reset if edit.escape != "plain" or edit.moments == "reset" else ()))
+    return [Rule(Window(0, 1), on_open=events, phase="descend")] if events else []
+
+
+def _moves(edit: EditConfig, config: RunConfig) -> tuple[Event, ...]:
+    """How the scene is moved before the first step. Without a displacement of its own, noise moves by the most that Adam could have
+    moved in an ascent of `ascent_steps` at `scale`, and interpolate by the share `eta` of the way to another random scene."""
+
+    def fresh(_: int) -> Sequence[Tensor]:
+        return _fresh_parameters(config)
+
+    if edit.escape == "fresh":
+        return (Interpolate(1.0, fresh),)
     if edit.escape == "noise":
-        rms = edit.scale * config.optimizer.lr * edit.ascent_steps
-        return [Rule(start, on_open=(Displace(rms, config.seed), *reset), phase="descend")]
-    if edit.escape in ("interpolate", "fresh"):
-        eta = 1.0 if edit.escape == "fresh" else edit.eta
-        return [Rule(start, on_open=(Interpolate(eta, lambda _: _fresh_parameters(config)), *reset), phase="descend")]
-    return [Rule(start, on_open=reset, phase="descend")] if edit.moments == "reset" else []
+        far = edit.displacement
+        return (
+            (Displace(edit.scale * config.optimizer.lr * edit.ascent_steps, config.seed),)
+            if far is None
+            else (Move(far, random_direction(config.seed)),)
+        )
+    if edit.escape == "interpolate":
+        return (Interpolate(edit.eta, fresh),) if edit.displacement is None else (Move(edit.displacement, direction_to(fresh)),)
+    return ()
 
 
 def last_reset(config: RunConfig, step: int) -> int | None:
@@ -38,7 +64,7 @@ def last_reset(config: RunConfig, step: int) -> int | None:
     edit = config.edit
     if edit is None:
         return 0
-    if edit.escape == "anneal" and edit.ascent_steps:
+    if edit.escape in ASCENDING and edit.ascent_steps:
         return edit.ascent_steps if step >= edit.ascent_steps else 0
     return None if edit.escape == "plain" and edit.moments == "keep" else 0
 

@@ -4,6 +4,7 @@ Text-to-3D is one loop with four replaceable parts: a scene (field and renderer)
 """
 
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from math import cos, pi
 from pathlib import Path
@@ -141,6 +142,26 @@ def regularizers(view: View, config: LossConfig, progress: float) -> Float[Tenso
     return config.opacity * sparse + config.entropy * progress * entropy + config.orientation * view.orientation
 
 
+def objective(phase: str, score: Float[Tensor, ""], view: View, config: LossConfig, progress: float) -> Float[Tensor, ""]:
+    """What the coming step's gradient is of, from the score-distillation loss and the view.
+
+    The annealer negates whole gradients to ascend. Only score distillation may be ascended, so while it is, the regularisers are given the
+    opposite sign beforehand: they always descend. In the control "ascend regularizers" opacity is ascended in its place; its
+    weight does not matter there, for Adam cancels it. (The zero keeps a step whose guidance is not finite recognisable.)
+    """
+    if phase == "ascend":
+        return score - regularizers(view, config, progress)
+    if phase == "ascend regularizers":
+        return 0 * score + regularizers(view, LossConfig(opacity=1.0), progress)
+    return score + regularizers(view, config, progress)
+
+
+def displacement(optimizer: torch.optim.Optimizer, start: Mapping[Tensor, Tensor]) -> dict[str, float]:
+    """How far each named group is from where its parameters were, `start`: a Euclidean norm."""
+    groups = optimizer.param_groups
+    return {g["name"]: float(torch.stack([(p.detach() - start[p]).norm() for p in g["params"]]).norm()) for g in groups}
+
+
 def sds_step(training: Training, score: ScoreModel, prompt: ViewPrompt, processes: Processes = Processes()) -> StepResult:
     """One update of the scene: look at it, noise it, ask the score model, step."""
     started, config, scene, step = time.monotonic(), training.config, training.scene, training.step
@@ -171,10 +192,8 @@ def sds_step(training: Training, score: ScoreModel, prompt: ViewPrompt, processe
         predicted = score.predict_noise(noisy, draw.timesteps, condition, config.sds.guidance_scale)
         grad = sds_weight(alpha_bar).view(-1, 1, 1, 1) * (predicted - noise)  # DreamFusion, eq. 3
         grad = clip_per_view(grad, config.sds.max_grad_norm)
-    # The annealer negates whole gradients to ascend. Only score distillation may be ascended, so the regularisers are
-    # given the opposite sign beforehand: they always descend.
-    phase, direction = training.annealer.phase, -1.0 if training.annealer.phase == "ascend" else 1.0
-    loss = sds_loss(latents, grad) + direction * regularizers(view, config.loss, step / config.steps)
+    phase = training.annealer.phase
+    loss = objective(phase, sds_loss(latents, grad), view, config.loss, step / config.steps)
     training.optimizer.zero_grad()
     (loss / processes.count).backward()
     gradients = [p.grad for p in scene.parameters() if p.grad is not None]

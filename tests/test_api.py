@@ -86,6 +86,38 @@ def test_an_edit_resumes_exactly_in_mid_ascent(tmp_path):
     assert scene_bytes(api.resume(job.run, runs=tmp_path).wait()) == scene_bytes(whole)
 
 
+def test_how_far_each_group_has_moved_is_logged_and_survives_a_stop(tmp_path):
+    """From where the edit began, at the edge of its phases too; the parent, not the checkpoint, says where that was."""
+    parent = start(tmp_path).wait()
+    arguments = {"steps": 10, "ascent_steps": 4, "scale": 0.5, "runs": tmp_path / "elsewhere"}
+    whole = api.edit(parent, "a purple rabbit", **arguments).wait()
+    rows = {row["step"]: row["displacement"] for row in whole.metrics()}
+    assert sorted(rows) == [0, 3, 9]
+    table = parent.config.field.grid.levels * 2**parent.config.field.grid.log2_size * 2
+    assert 0 < rows[3]["grid"] <= 0.5 * 1e-2 * 4 * table**0.5
+    assert all(norm > 0 for row in rows.values() for norm in row.values())
+    for stop in (2, 7):
+        job = api.edit(parent, "a purple rabbit", **arguments)
+        for progress in job:
+            if progress.step == stop:
+                break
+        job.stop()
+        resumed = api.resume(job.run, runs=tmp_path).wait()
+        assert {row["step"]: row["displacement"] for row in resumed.metrics()} == rows
+
+
+def test_an_edit_goes_on_without_its_parent_once_it_has_saved(tmp_path):
+    parent = start(tmp_path).wait()
+    job = api.edit(parent, "a mug", steps=12, escape="plain", runs=tmp_path)
+    next(iter(job))
+    job.stop()
+    never = api.edit(parent, "a duck", steps=12, runs=tmp_path).run
+    parent.path.rename(tmp_path / "gone")
+    assert api.resume(job.run, runs=tmp_path).wait().metrics()[-1]["displacement"] is None
+    with pytest.raises(RunError, match=r"has no checkpoint, and its parent a-rabbit-.* is not beside it"):
+        api.resume(never, runs=tmp_path)
+
+
 def test_every_escape_is_a_different_way(tmp_path):
     parent = start(tmp_path).wait()
     ends = {

@@ -78,6 +78,20 @@ def test_edit_list_show_and_render(rabbit):
     assert all(Path(path).is_file() for path in rendered.stdout.split())
 
 
+def test_arms_are_compared_in_processes_and_a_run_is_evaluated(rabbit):
+    done = dreamsa(
+        "compare", rabbit, "a purple rabbit", "--arms", "B,D", "--seeds", 1, "--steps", 4, "--workers", 2, "--runs", rabbit.parent
+    )
+    assert done.returncode == 0, done.stderr
+    *lines, report = done.stdout.splitlines()
+    assert sorted(line[0] for line in lines) == ["B", "D"]
+    assert "B (plain resume, moments reset)" in Path(report).read_text()
+    facts = json.loads(dreamsa("evaluate", rabbit, "--json").stdout)
+    assert facts["prompt"] == "a rabbit"
+    assert 0 <= facts["scores"]["r_precision"] <= 1
+    assert (rabbit / "evaluation.png").is_file()
+
+
 def test_ctrl_c_saves_and_prints_the_command_to_go_on(tmp_path):
     command = [sys.executable, "-m", "dreamsa.cli", "generate", "a mug", "--steps", "2000", *QUICK, "--runs", str(tmp_path), "--json"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=REPO)
@@ -113,6 +127,8 @@ def test_ctrl_c_saves_and_prints_the_command_to_go_on(tmp_path):
         (("resume", "nobody"), "is not a run in"),
         (("render", "nobody", "--frames", "1"), "frames must lie in"),
         (("show", "nobody"), "is not a run in"),
+        (("compare", "nobody", "a mug"), "is not a run in"),
+        (("benchmark", "edits", "nowhere", "--arms", "Q"), "There is no arm 'Q'"),
         (("bench", "--steps", "0"), "steps must lie in"),
     ],
 )

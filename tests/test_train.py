@@ -9,8 +9,9 @@ import torch
 from tiny import tiny_config, tiny_edit, tiny_score
 
 from dreamsa import train
-from dreamsa.config import LossConfig
+from dreamsa.config import EditConfig, LossConfig
 from dreamsa.guidance.prompts import ViewPrompt
+from dreamsa.render.volume import View
 from dreamsa.train import new_training, rate_factor, sds_step
 
 
@@ -91,14 +92,14 @@ def test_views_that_cannot_be_shared_are_refused():
 class Broken:
     """Returns NaN at the steps it is told to."""
 
-    def __init__(self, bad):
-        self.inner, self.bad, self.calls = tiny_score(), bad, -1
+    def __init__(self, bad, factor=1.0):
+        self.inner, self.bad, self.calls, self.factor = tiny_score(), bad, -1, factor
         self.alpha_bar, self.embed, self.encode = self.inner.alpha_bar, self.inner.embed, self.inner.encode
 
     def predict_noise(self, noisy, *args):
         self.calls += 1
         out = self.inner.predict_noise(noisy, *args)
-        return out * math.nan if self.calls in self.bad else out
+        return out * (math.nan if self.calls in self.bad else self.factor)
 
 
 @pytest.mark.parametrize("bad", [{0}, {1}, {4, 5, 6}])
@@ -148,6 +149,66 @@ def test_regularizers_descend_while_score_distillation_ascends():
         steps(training, 11, score)
         opacities.append(training.scene.density(torch.zeros(1, 3)).item())
     assert opacities[1] < opacities[0]
+
+
+def moved(training, start):
+    return train.displacement(training.optimizer, start)
+
+
+def begun(training):
+    """The parameters before and after what happens ahead of the first step."""
+    start = {p: p.detach().clone() for p in training.scene.parameters()}
+    training.annealer.begin()
+    return start
+
+
+@pytest.mark.parametrize("escape", ["noise", "interpolate"])
+def test_controls_move_each_group_by_the_norm_they_are_given(escape):
+    """Noise and interpolation can be matched to what an ascent has moved; a group that is not named stays."""
+    norms = {"grid": 0.5, "mlp": 0.2}
+    for given in (norms, {"grid": 0.5}):
+        training = new_training(tiny_edit(edit=EditConfig("parent", escape, displacement=given)))
+        assert moved(training, begun(training)) == pytest.approx({"grid": 0.5, "mlp": given.get("mlp", 0.0)}, rel=1e-5)
+
+
+def test_interpolation_moves_on_the_straight_line_to_another_random_scene():
+    training = new_training(tiny_edit(edit=EditConfig("parent", "interpolate", displacement={"grid": 1e-4})))
+    start = begun(training)
+    other = new_training(tiny_config(seed=training.config.seed + 1)).scene.field.table
+    table = training.scene.field.table
+    there, step = (other - start[table]).flatten(), (table - start[table]).flatten()
+    assert torch.nn.functional.cosine_similarity(there, step, dim=0).item() == pytest.approx(1, abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("escape", "norms", "says"), [("anneal", {"grid": 1.0}, "is for noise and interpolate"), ("noise", {"hair": 1.0}, "grid, mlp, background"),
+                                  ("noise", {"grid": -1.0}, "at least 0")]
+)  # fmt: skip
+def test_displacements_that_cannot_be_are_refused(escape, norms, says):
+    with pytest.raises(ValueError, match=says):
+        EditConfig("parent", escape, displacement=norms)
+
+
+def test_what_ascends_and_what_descends_in_each_phase():
+    """The annealer negates the whole objective in both ascents."""
+    view = View(torch.zeros(1, 3, 2, 2), torch.full((1, 2, 2), 0.3), torch.zeros(1, 2, 2), torch.zeros(()), 0)
+    loss, score = LossConfig(opacity=2.0), torch.tensor(5.0)
+    sparse = (0.3**2 + 0.01) ** 0.5
+    values = {phase: float(train.objective(phase, score, view, loss, 0.0)) for phase in ("descend", "ascend", "ascend regularizers")}
+    assert values == pytest.approx({"descend": 5 + 2 * sparse, "ascend": 5 - 2 * sparse, "ascend regularizers": sparse})
+
+
+def test_the_control_of_the_regularizers_knows_nothing_of_the_prompt_and_grows_opaque():
+    config = tiny_edit(edit=EditConfig("parent", "regularizers", ascent_steps=5, scale=1.0))
+    one, other, before = (new_training(config) for _ in range(3))
+    results = steps(one, 5)
+    steps(other, 5, Broken({99}, factor=-3.0))
+    assert [r.phase for r in results] == ["ascend regularizers"] * 5
+    assert_equal(tensors(one), tensors(other))
+    point = torch.full((1, 3), 0.3)
+    assert one.scene.density(point).item() > before.scene.density(point).item()
+    steps(one, 1)
+    assert one.annealer.phase == "descend"
 
 
 def test_occupancy_is_looked_at_in_full_at_every_phase_switch(monkeypatch):

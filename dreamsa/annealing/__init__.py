@@ -7,12 +7,15 @@ from dreamsa.annealing.events import (
     Event,
     Fresh,
     Interpolate,
+    Move,
     Prune,
     Reinitialize,
     ResetMoments,
     Rewind,
     ShrinkAndPerturb,
     Snapshot,
+    direction_to,
+    random_direction,
 )
 from dreamsa.annealing.groups import kernel_split, split_params, weight_split
 from dreamsa.annealing.memory import Masks, Snapshots
@@ -48,6 +51,7 @@ __all__ = [
     "Masked",
     "Masks",
     "Moment",
+    "Move",
     "Prune",
     "RandomAscent",
     "RandomDirection",
@@ -60,10 +64,12 @@ __all__ = [
     "Snapshots",
     "StepTransform",
     "Window",
+    "direction_to",
     "generation_cosine",
     "geometric_cooling",
     "kernel_split",
     "logarithmic_cooling",
+    "random_direction",
     "split_params",
     "weight_split",
 ]

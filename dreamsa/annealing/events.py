@@ -1,6 +1,6 @@
 """What happens at a window's edge, once: moments forgotten, parameters moved, snapshots taken, weights pruned."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -48,6 +48,42 @@ class Displace:
         for i, parameter in enumerate(parameters(groups)):
             rng = generator_for(self.seed, step, f"displace {i}", parameter.device)
             parameter.add_(torch.randn(parameter.shape, generator=rng, device=parameter.device), alpha=self.rms)
+
+
+Direction = Callable[[Sequence[Tensor], int], Sequence[Tensor]]
+"""All the optimizer's parameters, in the order of its groups, and the step -> one tensor of each one's shape."""
+
+
+def random_direction(seed: int) -> Direction:
+    """A normal vector, drawn anew for each seed and step."""
+
+    def draw(known: Sequence[Tensor], step: int) -> list[Tensor]:
+        rngs = [generator_for(seed, step, f"displace {i}", p.device) for i, p in enumerate(known)]
+        return [torch.randn(p.shape, generator=rng, device=p.device) for p, rng in zip(known, rngs, strict=True)]
+
+    return draw
+
+
+def direction_to(fresh: Fresh) -> Direction:
+    """From where the parameters are to fresh ones."""
+    return lambda known, step: [new.to(p) - p for p, new in zip(known, fresh(step), strict=True)]
+
+
+@dataclass(frozen=True)
+class Move:
+    """Move each named group by a given Euclidean norm along a direction, as far as another method has moved it; other groups stay."""
+
+    norms: Mapping[str, float]
+    direction: Direction
+
+    @torch.no_grad()
+    def __call__(self, optimizer: torch.optim.Optimizer, groups: Sequence[Group], step: int) -> None:
+        known = parameters(optimizer.param_groups)
+        along = dict(zip(known, self.direction(known, step), strict=True))
+        for group in groups:
+            length = torch.stack([along[p].norm() for p in group["params"]]).norm().clamp(min=1e-30)
+            for parameter in group["params"]:
+                parameter.add_(along[parameter] * (self.norms.get(group.get("name", ""), 0.0) / length))
 
 
 @dataclass(frozen=True)

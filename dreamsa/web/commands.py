@@ -5,7 +5,7 @@ import shlex
 from pathlib import Path
 from typing import Any
 
-from dreamsa.config import PRESETS, EditConfig, PresetName, RunConfig, edited, preset, to_json
+from dreamsa.config import ASCENDING, PRESETS, EditConfig, PresetName, RunConfig, edited, preset, to_json
 from dreamsa.runs import Run, RunError, find_run
 
 
@@ -71,12 +71,13 @@ def _nearest_preset(config: RunConfig) -> tuple[PresetName, dict[str, Any]]:
 
 def _edit_changes(config: RunConfig, parent: RunConfig) -> dict[str, Any]:
     assert config.edit is not None
-    return differences(_json(to_json(edited(parent, config.prompt, config.edit, config.steps))), _json(to_json(config)))
+    changes = differences(_json(to_json(edited(parent, config.prompt, config.edit, config.steps))), _json(to_json(config)))
+    return changes if config.edit.displacement is None else changes | {"edit.displacement": config.edit.displacement}
 
 
 def _edit_options(edit: EditConfig) -> dict[str, Any]:
     """The options of `edit` that say how, without those that are as they would be anyway."""
-    climbs = edit.escape in ("anneal", "noise")
+    climbs = edit.escape in (*ASCENDING, "noise")
     given: dict[str, Any] = {"escape": edit.escape, **({"ascent_steps": edit.ascent_steps, "scale": edit.scale} if climbs else {})}
     default = EditConfig(edit.parent)
     return given | {key: getattr(edit, key) for key in ("scale", "eta", "moments") if getattr(edit, key) != getattr(default, key)}

@@ -21,7 +21,7 @@ def badge(status: Status, ascent_steps: int = 0) -> str:
     if status.state == "running":
         if not status.phase:
             words = "loading the model"
-        elif status.phase == "ascend":
+        elif status.phase.startswith("ascend"):
             kind, words = "ascending", f"ascending {status.step}/{ascent_steps}"
         else:
             kind, words = "descending", f"descending {status.step}/{status.steps}"

@@ -18,7 +18,7 @@ except ImportError as error:
 
 from dreamsa import __version__, api
 from dreamsa.checkpoint import write_atomic
-from dreamsa.config import EDIT_STEPS, ESCAPES, PRESETS, RunConfig, parse_setting, preset, read_config
+from dreamsa.config import EDIT_STEPS, PRESETS, RunConfig, parse_setting, preset, read_config
 from dreamsa.guidance.stable_diffusion import KNOWN_MODELS, TOYBOX, ModelConfig, vocabulary
 from dreamsa.runs import Run, RunError, runs_folder
 from dreamsa.web import commands, examples, markup, pace, pictures
@@ -449,7 +449,7 @@ def _edit_form() -> dict[str, Any]:
     parent = gr.Dropdown([], label="Run to change", elem_id="parent", info="It is never written to.")
     picture = gr.HTML(elem_id="parent-picture")
     prompt = gr.Textbox(label="What it should become", placeholder="a purple rabbit", max_lines=3, max_length=1000, elem_id="edit-prompt")
-    escape = gr.Radio([(ESCAPE_NOTES[name], name) for name in ESCAPES], value="anneal", label="How to leave the present minimum")
+    escape = gr.Radio([(note, name) for name, note in ESCAPE_NOTES.items()], value="anneal", label="How to leave the present minimum")
     length = gr.Radio([*EDIT_PRESETS], value="Standard", label="Length", elem_classes="short")
     with gr.Row(elem_classes="pair"):
         total = gr.Number(steps, label="Steps", precision=0, minimum=1, min_width=90, elem_id="edit-steps")

@@ -1,7 +1,19 @@
 import pytest
 import torch
 
-from dreamsa.annealing import Annealer, Displace, Freeze, GradientAscent, Interpolate, ResetMoments, Rule, Window
+from dreamsa.annealing import (
+    Annealer,
+    Displace,
+    Freeze,
+    GradientAscent,
+    Interpolate,
+    Move,
+    ResetMoments,
+    Rule,
+    Window,
+    direction_to,
+    random_direction,
+)
 from dreamsa.guidance.analytic import GaussianMixture
 from dreamsa.guidance.score_model import Condition
 from dreamsa.sds import add_noise, sds_loss, sds_weight
@@ -189,6 +201,20 @@ def test_displacement_has_the_size_asked_for_and_is_the_same_each_time():
         ends.append(x.detach().clone())
     assert ends[0].square().mean().sqrt().item() == pytest.approx(0.3, rel=0.05)
     assert torch.equal(*ends)
+
+
+def test_a_move_has_the_norm_asked_for_in_each_group_and_the_direction_given():
+    a, b, c = (torch.nn.Parameter(torch.ones(n)) for n in (3, 5, 2))
+    optimizer = torch.optim.SGD([{"params": [a, b], "name": "one"}, {"params": [c], "name": "other"}], lr=0.1)
+    to = direction_to(lambda _: [torch.full((3,), 2.0), torch.full((5,), 3.0), torch.full((2,), 9.0)])
+    Move({"one": 2.0}, to)(optimizer, optimizer.param_groups, 0)
+    length = (3 * 1 + 5 * 4) ** 0.5
+    torch.testing.assert_close(a.detach(), torch.full((3,), 1 + 2 / length))
+    torch.testing.assert_close(b.detach(), torch.full((5,), 1 + 4 / length))
+    assert torch.equal(c.detach(), torch.ones(2))
+    drawn = [random_direction(3)([a, b], step)[1] for step in (7, 7, 8)]
+    assert torch.equal(drawn[0], drawn[1])
+    assert not torch.equal(drawn[0], drawn[2])
 
 
 @pytest.mark.parametrize("eta", [0.0, 0.3, 1.0])

@@ -1,0 +1,247 @@
+"""`dreamsa compare`: several ways to edit one object, at equal UNet calls from the same parent with the same seeds. Does ascent beat its controls?"""
+
+import csv
+import io
+import json
+import statistics
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from dreamsa import api, checkpoint
+from dreamsa.config import EditConfig, edited
+from dreamsa.evaluate.judge import EMBEDDED, locate_judge
+from dreamsa.evaluate.metrics import Mean, student_mean, wilson
+from dreamsa.evaluate.trials import ARMS, MODEL_ARM, Recipe, Stop, Trial, chosen_arms, default_workers, each, result_of, run_trial
+from dreamsa.guidance.prompts import check_prompt
+from dreamsa.runs import Run, RunError, find_run, runs_folder, slug
+
+PLAN = "comparison.json"
+MEASURES = (
+    "probability",
+    "r_precision",
+    "object_right",
+    "colour_right",
+    "probability_before",
+    "directional_similarity",
+    "psnr",
+    "silhouette",
+    "likeness",
+    "foreground",
+    "janus",
+)
+"""The scores that tables show."""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One edit of one parent, to be made by several arms with several seeds; everything of it is in `folder`."""
+
+    folder: Path
+    parent: Path
+    prompt: str
+    arms: tuple[str, ...]
+    seeds: tuple[int, ...]
+    recipe: Recipe
+
+    def trial(self, arm: str, seed: int) -> Trial:
+        return Trial(self.folder / arm / f"seed-{seed}", self.parent, self.prompt, arm, seed, self.recipe)
+
+    @property
+    def waves(self) -> tuple[list[Trial], list[Trial]]:
+        """All trials: first those that need no other, the one that others copy at the front, then those that are matched to it."""
+        order = sorted(self.arms, key=lambda arm: arm != MODEL_ARM)
+        first, second = ([a for a in order if ARMS[a].matched == matched] for matched in (False, True))
+        return [self.trial(a, s) for a in first for s in self.seeds], [self.trial(a, s) for a in second for s in self.seeds]
+
+    def due(self, wave: int) -> list[Trial]:
+        """What of a wave is not finished and can be run now: matched trials wait for the one that they copy."""
+        model = {seed: result_of(self.trial(MODEL_ARM, seed).folder) is not None for seed in self.seeds}
+        return [t for t in self.waves[wave] if result_of(t.folder) is None and (model[t.seed] or not ARMS[t.arm].matched)]
+
+    @property
+    def results(self) -> dict[str, list[dict[str, Any]]]:
+        """Results of the finished trials per arm, in the order of the seeds."""
+        found = {arm: [result_of(self.trial(arm, seed).folder) for seed in self.seeds] for arm in self.arms}
+        return {arm: [result for result in results if result is not None] for arm, results in found.items()}
+
+
+def compare(
+    run: Run | str | Path,
+    prompt: str,
+    *,
+    arms: str | Sequence[str] = "all",
+    seeds: int = 3,
+    steps: int | None = None,
+    ascent_steps: int | None = None,
+    scale: float = 0.01,
+    judge: str | None = None,
+    out: Path | str | None = None,
+    workers: int | None = None,
+    look_every: int = 50,
+    overrides: dict[str, Any] | None = None,
+    runs: Path | str | None = None,
+    stop: Stop = lambda: False,
+) -> Iterator[str]:
+    """Edit a run in several ways and compare what comes of it; yields a line per trial as it finishes, and last the path of the report.
+
+    Finished trials are not run again and stopped ones go on, so the same call after a stop is the same comparison. OUT/report.html opens from
+    disk; OUT/results.csv and OUT/results.json hold the same numbers. Nothing in them but a line on time depends on the machine's speed.
+
+    Args:
+        arms: Letters of ARMS, or "all".
+        seeds: How many; 0, 1, ...
+        steps, ascent_steps: Of every arm, as `api.edit` has them.
+        out: Folder of the comparison; by default RUNS/comparisons/PARENT-PROMPT.
+        workers: Processes; by default one per core. Another number may round sums otherwise.
+        stop: Asked at every step; once true, all is saved and the generator ends.
+
+    Raises:
+        ValueError: Anything that is wrong with the arguments, in one sentence, before anything is run.
+    """
+    home = runs_folder(runs)
+    parent, prompt = find_run(run, home), check_prompt(prompt)
+    if parent.status != "finished":
+        raise RunError(f"Run {parent.id} is {parent.status}, not finished. Finish it first: dreamsa resume {parent.id}")
+    if prompt.casefold() == parent.prompt.casefold():
+        raise ValueError(f"The new prompt is the parent's own, {parent.prompt!r}: there is nothing to edit. Name what it should become.")
+    letters, name = chosen_arms(arms), judge or EMBEDDED
+    _check_counts(seeds=seeds, look_every=look_every, workers=workers or 1)
+    locate_judge(name)
+    steps, ascent_steps = api.edit_length(parent.config, steps, ascent_steps)
+    recipe = Recipe(steps, ascent_steps, scale, name, look_every, overrides or {})
+    check_recipe(parent, prompt, recipe)
+    folder = Path(out) if out else home / "comparisons" / f"{parent.id}-{slug(prompt)}"
+    comparison = Comparison(folder, parent.path.resolve(), prompt, letters, tuple(range(seeds)), recipe)
+    keep_plan(folder / PLAN, {"parent": parent.id, "parent_prompt": parent.prompt, "prompt": prompt, **asdict(recipe)})
+    return _compare(comparison, workers or default_workers(), stop)
+
+
+def _compare(comparison: Comparison, workers: int, stop: Stop) -> Iterator[str]:
+    from dreamsa.evaluate.report import write_comparison
+
+    for wave in (0, 1):
+        for result in each(run_trial, comparison.due(wave), workers, stop):
+            yield told(result)
+    if any(comparison.results.values()):
+        write_tables(comparison.folder, [r for results in comparison.results.values() for r in results], summary(comparison.results))
+        yield str(write_comparison(comparison))
+
+
+def _check_counts(**counts: int) -> None:
+    for name, count in counts.items():
+        if not 1 <= count <= 100_000:
+            raise ValueError(f"{name} must lie in [1, 100000], got {count}.")
+
+
+def check_recipe(parent: Run, prompt: str, recipe: Recipe) -> None:
+    """Refuse what no edit could be made with.
+
+    Raises:
+        ValueError: The first thing that is wrong.
+    """
+    how = EditConfig(parent.id, "anneal", recipe.ascent_steps, recipe.scale)
+    api.check(api.with_overrides(edited(parent.config, prompt, how, recipe.steps), recipe.overrides))
+
+
+def keep_plan(path: Path, plan: dict[str, Any]) -> None:
+    """Write down what a folder is for, or make sure that it is for this. Arms and seeds are no part of it: more may be added.
+
+    Raises:
+        ValueError: The folder holds something else, or cannot be written.
+    """
+    wanted = json.loads(json.dumps(plan))
+    if path.exists():
+        try:
+            held = dict(json.loads(path.read_text()))
+        except (OSError, ValueError, TypeError) as error:
+            raise ValueError(f"{path} cannot be read: {error}. Choose another folder.") from error
+        other = sorted(name for name in wanted.keys() | held.keys() if wanted.get(name) != held.get(name))
+        if other:
+            name = other[0]
+            raise ValueError(
+                f"{path.parent} holds another {path.stem}: its {name} is {held.get(name)!r}, not {wanted.get(name)!r}. Choose another folder."
+            )
+        return
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        checkpoint.write_json(path, wanted)
+    except OSError as error:
+        raise ValueError(f"{path.parent} cannot be written: {error.strerror or error}. Choose another folder.") from error
+
+
+def told(result: dict[str, Any]) -> str:
+    """A finished trial in a line."""
+    head = f"{result['arm']}, seed {result['seed']}: {result['parent_prompt']} -> {result['prompt']}: "
+    if result["scores"] is None:
+        return head + f"failed, {result['failed']}"
+    scores = result["scores"]
+    return (
+        head
+        + f"{'success' if result['success'] else 'miss'}, probability {scores['probability']:.3f}, PSNR to the parent {scores['psnr']:.1f} dB"
+    )
+
+
+def of(results: Sequence[dict[str, Any]], measure: str) -> list[float]:
+    """A score of all trials that have it."""
+    found = [result["scores"].get(measure) for result in results if result["scores"]]
+    return [value for value in found if value is not None]
+
+
+def total_displacement(result: dict[str, Any]) -> float | None:
+    """Euclidean norm over all parameter groups of the move that an escape made."""
+    moved = result.get("displacement")
+    return sum(norm**2 for norm in moved.values()) ** 0.5 if moved else None
+
+
+def summary(results: dict[str, list[dict[str, Any]]]) -> dict[str, dict[str, Any]]:
+    """Per arm: successes with Wilson's interval, means of the scores with Student's intervals, median steps to success and displacement."""
+    table: dict[str, dict[str, Any]] = {}
+    for arm, own in results.items():
+        if not own:
+            continue
+        quick = [r["steps_to_success"] for r in own if r["steps_to_success"] is not None]
+        moved = [m for m in map(total_displacement, own) if m is not None]
+        table[arm] = {
+            "title": ARMS[arm].title,
+            "success": wilson(sum(r["success"] for r in own), len(own))._asdict(),
+            "steps_to_success": statistics.median(quick) if quick else None,
+            "displacement": statistics.median(moved) if moved else None,
+            **{measure: plain(student_mean(of(own, measure))) for measure in MEASURES if of(own, measure)},
+        }
+    return table
+
+
+def differences(results: dict[str, list[dict[str, Any]]], measure: str, arm: str = MODEL_ARM) -> dict[str, Mean]:
+    """`arm` minus each other arm, paired over seeds that both have finished."""
+    if not results.get(arm):
+        return {}
+    scores = {name: {r["seed"]: r["scores"][measure] for r in own if r["scores"]} for name, own in results.items()}
+    found = {}
+    for other in results:
+        common = [s for s in scores[arm] if s in scores[other] and None not in (scores[arm][s], scores[other][s])]
+        if other != arm and common:
+            found[other] = student_mean([scores[arm][s] - scores[other][s] for s in common])
+    return found
+
+
+def plain(d: Mean) -> dict[str, Any]:
+    """For JSON, which has no NaN."""
+    return {name: None if value != value else value for name, value in d._asdict().items()}
+
+
+def write_tables(folder: Path, results: Sequence[dict[str, Any]], summed: dict[str, Any]) -> None:
+    """FOLDER/results.csv with one line per trial and FOLDER/results.json with the summary too. Neither holds a time or a run's random name."""
+    columns = ["parent_prompt", "prompt", "arm", "seed", "success", "steps_to_success"]
+    measures = sorted({name for r in results if r["scores"] for name in r["scores"]})
+    out = io.StringIO()
+    table = csv.writer(out, lineterminator="\n")
+    table.writerow([*columns, "displacement", *measures])
+    for r in results:
+        moved = total_displacement(r)
+        scores = [(r["scores"] or {}).get(name) for name in measures]
+        table.writerow([*(r[name] for name in columns), None if moved is None else round(moved, 6), *scores])
+    checkpoint.write_atomic(folder / "results.csv", out.getvalue().encode())
+    timeless = [{name: value for name, value in r.items() if name != "seconds"} for r in results]
+    checkpoint.write_json(folder / "results.json", {"summary": summed, "trials": timeless})
