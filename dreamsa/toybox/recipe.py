@@ -96,7 +96,7 @@ def _dual_encoder(
     folder: Path, stage: str, pictures: Pictures, steps: int | None, seed: int, device: torch.device, out: Path, start: Path | None = None
 ) -> Iterator[str]:
     torch.manual_seed(seed)
-    tokenizer = new_tokenizer()
+    tokenizer = CLIPTokenizer.from_pretrained(start) if start else new_tokenizer()
     model = (load_dual_encoder(start) if start else new_dual_encoder(tokenizer)).to(device)
     yield from _told(stage, train_dual_encoder(folder, model, tokenizer, pictures, fit_config(stage, steps), seed))
     model.to("cpu", torch.float16).save_pretrained(out)

@@ -14,6 +14,7 @@ from dreamsa.fields.hashgrid import HashGridConfig
 from dreamsa.render.volume import View
 from dreamsa.scene import Scene
 from dreamsa.toybox.dataset import TOYBOX_CAMERA, render_pictures, wild_backgrounds
+from dreamsa.toybox.dual_encoder import targets_of
 from dreamsa.toybox.evaluate import evaluate_model, score
 from dreamsa.toybox.renderer import render_solid
 from dreamsa.toybox.shapes import build
@@ -66,6 +67,8 @@ def test_the_judge_knows_fresh_renders(judge):
     named = colours > 0
     assert (verdict.objects.argmax(1).numpy() == objects).mean() >= 0.97
     assert (verdict.colours.argmax(1).numpy() + 1 == colours)[named].mean() >= 0.97
+    views = targets_of(pictures.labels, 2)
+    assert (verdict.views.argmax(1).numpy() == views)[views >= 0].mean() >= 0.9
 
 
 def test_the_judge_can_say_no(judge):
