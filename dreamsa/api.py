@@ -24,7 +24,8 @@ from dreamsa.fields.hashgrid import resolve_backend
 from dreamsa.guidance.prompts import VIEWS, ViewPrompt, check_prompt
 from dreamsa.guidance.stable_diffusion import ModelConfig, StableDiffusion, check_prompt_words, locate_model
 from dreamsa.processes import Processes
-from dreamsa.render.cameras import CameraConfig, orbit
+from dreamsa.render.cameras import CameraConfig, camera_rays, orbit
+from dreamsa.render.shading import depth_normals
 from dreamsa.runs import Run, RunError, find_run, list_runs, new_run, runs_folder
 from dreamsa.scene import Scene
 from dreamsa.train import MAX_SKIPPED, GuidanceFailed, StepResult, Training, new_training, sds_step
@@ -343,7 +344,8 @@ def pictures(
     opacity = view.opacity.cpu().numpy()
     if channel == "depth":
         return depth_pictures(view.depth.cpu().numpy(), opacity)
-    return normal_pictures(scene.normals(cameras, view).cpu().numpy(), opacity)
+    along = torch.einsum("bhwi,bij->bhwj", camera_rays(cameras, resolution, resolution)[1], cameras.pose[:, :, :3])
+    return normal_pictures(depth_normals(along * view.depth[..., None], view.opacity > 0.1).cpu().numpy(), opacity)
 
 
 def _preview(run: Run, training: Training) -> Path:

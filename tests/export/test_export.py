@@ -108,7 +108,6 @@ def test_an_empty_scene_is_an_error_with_the_reason(tmp_path):
     with pytest.raises(EmptyScene, match=r"cannot be exported: no line of sight through it is more than half opaque \(the most is \d+%\)"):
         api.export(run)
     assert not list(run.path.glob("*.glb"))
-    assert np.isfinite(api.load_scene(run).query(api.torch.zeros(1, 3))[0]).all()
 
 
 @pytest.mark.parametrize("channel", ["depth", "normal"])
