@@ -459,7 +459,7 @@ def export(
         ValueError: What is wrong with the arguments, in one sentence. RunError: the run is missing or unfinished.
         EmptyScene: There is nothing to show, and why. Nothing is written then.
     """
-    from dreamsa.export.asset import make_asset
+    from dreamsa.export.asset import Colour, make_asset
     from dreamsa.export.files import FORMATS, write_asset
     from dreamsa.export.mesh import EmptyScene
 
@@ -477,11 +477,11 @@ def export(
         raise RunError(f"Run {found.id} is {found.status}, not finished. Finish it first: dreamsa resume {found.id}")
     path = _mesh_path(found, format, out)
     scene = load_scene(found)
-    colours: dict[str, Literal["vertex", "none"]] = {"ply": "vertex", "stl": "none"}
+    kinds: dict[str, Colour] = {"ply": "vertex", "stl": "none"}
     device = scene.occupancy.density.device
     try:
         asset = make_asset(
-            scene.query, *scene.box(), resolution=resolution, faces=faces, colour=colours.get(format, colour), texture=texture,
+            scene.query, *scene.box(), resolution=resolution, faces=faces, colour=kinds.get(format, colour), texture=texture,
             device=device, stage=stage,
         )  # fmt: skip
     except EmptyScene as error:

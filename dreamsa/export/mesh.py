@@ -243,7 +243,7 @@ def _clean(values: np.ndarray) -> np.ndarray:
     sizes[0] = 0
     values[(parts > 0) & (sizes < FLOATER * sizes.max())[parts]] = 0
     inside = values >= 1
-    values[ndimage.binary_fill_holes(inside) & ~inside] = 2
+    values[np.asarray(ndimage.binary_fill_holes(inside)) & ~inside] = 2
     return values
 
 
@@ -291,11 +291,11 @@ def decimate(surface: Surface, faces: int) -> Surface:
         return surface
     import fast_simplification
 
-    vertices, triangles = surface.vertices.astype(np.float32), surface.faces.astype(np.int32)
+    triangles = surface.faces.astype(np.int32)
 
     def simplified(attempt: int) -> Surface:
         order = np.random.default_rng(attempt).permutation(len(triangles)) if attempt else slice(None)
-        found = fast_simplification.simplify(vertices, triangles[order], target_count=faces, agg=5)[:2]
+        found = fast_simplification.simplify(surface.vertices, triangles[order], target_count=faces, agg=5)[:2]
         return Surface(np.asarray(found[0], np.float64), np.asarray(found[1], np.int64))
 
     first = simplified(0)
