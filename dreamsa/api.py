@@ -491,6 +491,7 @@ def export(
     stage(f"write {path.name}")
     record = found.record
     about = {"prompt": record["prompt"], "run": found.id, "seed": found.config.seed, "version": __version__}
+    path.parent.mkdir(exist_ok=True)  # mesh-obj
     write_asset(asset, path, format, about, scale, unlit)
     return path
 
@@ -511,9 +512,7 @@ def _mesh_path(run: Run, format: str, out: Path | str | None) -> Path:
     if path.suffix.lower() not in endings:
         raise ValueError(f"{path} does not end in {' or '.join(endings)}, which --format {format} writes.")
     try:
-        if out is None:
-            path.parent.mkdir(exist_ok=True)
-        with tempfile.NamedTemporaryFile(prefix=".tmp-", dir=path.parent):
+        with tempfile.NamedTemporaryFile(prefix=".tmp-", dir=run.path if out is None else path.parent):
             pass
     except OSError as error:
         raise ValueError(f"{path} cannot be written: {error.strerror or error}. Name another file with --out.") from error

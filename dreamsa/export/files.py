@@ -53,8 +53,9 @@ def write_asset(asset: Asset, path: Path, format: Format, about: dict[str, Any],
     elif format == "ply":
         atomic(path, lambda part: part.write_bytes(_ply(turned)))
     else:
-        files = _obj(turned, path.name.removesuffix(".zip").removesuffix(".obj"), about)
-        if path.suffix == ".zip":
+        zipped = path.suffix.lower() == ".zip"
+        files = _obj(turned, path.stem.removesuffix(".obj"), about)
+        if zipped:
             atomic(path, lambda part: _zip(files, part))
         else:  # the OBJ last: where it is, all that it names is
             for name, data in files.items():
