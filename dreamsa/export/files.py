@@ -59,7 +59,7 @@ def write_asset(asset: Asset, path: Path, format: Format, about: dict[str, Any],
             atomic(path, lambda part: _zip(files, part))
         else:  # the OBJ last: where it is, all that it names is
             for name, data in files.items():
-                atomic(path.parent / name, lambda part, data=data: part.write_bytes(data))
+                atomic(path if name.endswith(".obj") else path.parent / name, lambda part, data=data: part.write_bytes(data))
 
 
 def _turned(asset: Asset, axes: Float[np.ndarray, "3 3"], scale: float) -> Asset:
