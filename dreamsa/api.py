@@ -25,7 +25,8 @@ from dreamsa.fields.hashgrid import resolve_backend
 from dreamsa.guidance.prompts import VIEWS, ViewPrompt, check_prompt
 from dreamsa.guidance.stable_diffusion import ModelConfig, StableDiffusion, check_prompt_words, locate_model
 from dreamsa.processes import Processes
-from dreamsa.render.cameras import CameraConfig, orbit
+from dreamsa.render.cameras import CameraConfig, camera_rays, orbit
+from dreamsa.render.shading import depth_normals
 from dreamsa.runs import Run, RunError, find_run, list_runs, new_run, runs_folder
 from dreamsa.scene import Scene
 from dreamsa.train import MAX_SKIPPED, GuidanceFailed, StepResult, Training, displacement, new_training, sds_step
@@ -373,7 +374,8 @@ def pictures(
     opacity = view.opacity.cpu().numpy()
     if channel == "depth":
         return depth_pictures(view.depth.cpu().numpy(), opacity)
-    return normal_pictures(scene.normals(cameras, view).cpu().numpy(), opacity)
+    along = torch.einsum("bhwi,bij->bhwj", camera_rays(cameras, resolution, resolution)[1], cameras.pose[:, :, :3])
+    return normal_pictures(depth_normals(along * view.depth[..., None], view.opacity > 0.1).cpu().numpy(), opacity)
 
 
 def _preview(run: Run, training: Training) -> Path:
@@ -487,7 +489,7 @@ def export(
         ValueError: What is wrong with the arguments, in one sentence. RunError: the run is missing or unfinished.
         EmptyScene: There is nothing to show, and why. Nothing is written then.
     """
-    from dreamsa.export.asset import make_asset
+    from dreamsa.export.asset import Colour, make_asset
     from dreamsa.export.files import FORMATS, write_asset
     from dreamsa.export.mesh import EmptyScene
 
@@ -505,11 +507,11 @@ def export(
         raise RunError(f"Run {found.id} is {found.status}, not finished. Finish it first: dreamsa resume {found.id}")
     path = _mesh_path(found, format, out)
     scene = load_scene(found)
-    colours: dict[str, Literal["vertex", "none"]] = {"ply": "vertex", "stl": "none"}
+    kinds: dict[str, Colour] = {"ply": "vertex", "stl": "none"}
     device = scene.occupancy.density.device
     try:
         asset = make_asset(
-            scene.query, *scene.box(), resolution=resolution, faces=faces, colour=colours.get(format, colour), texture=texture,
+            scene.query, *scene.box(), resolution=resolution, faces=faces, colour=kinds.get(format, colour), texture=texture,
             device=device, stage=stage,
         )  # fmt: skip
     except EmptyScene as error:
@@ -519,6 +521,7 @@ def export(
     stage(f"write {path.name}")
     record = found.record
     about = {"prompt": record["prompt"], "run": found.id, "seed": found.config.seed, "version": __version__}
+    path.parent.mkdir(exist_ok=True)  # mesh-obj
     write_asset(asset, path, format, about, scale, unlit)
     return path
 
@@ -539,9 +542,7 @@ def _mesh_path(run: Run, format: str, out: Path | str | None) -> Path:
     if path.suffix.lower() not in endings:
         raise ValueError(f"{path} does not end in {' or '.join(endings)}, which --format {format} writes.")
     try:
-        if out is None:
-            path.parent.mkdir(exist_ok=True)
-        with tempfile.NamedTemporaryFile(prefix=".tmp-", dir=path.parent):
+        with tempfile.NamedTemporaryFile(prefix=".tmp-", dir=run.path if out is None else path.parent):
             pass
     except OSError as error:
         raise ValueError(f"{path} cannot be written: {error.strerror or error}. Name another file with --out.") from error

@@ -12,13 +12,10 @@ from dreamsa.randomness import generator_for
 from dreamsa.render.background import SOLID, LearnedBackground
 from dreamsa.render.cameras import Cameras, camera_rays
 from dreamsa.render.occupancy import OccupancyGrid
-from dreamsa.render.shading import density_normals
 from dreamsa.render.volume import RenderConfig, View, render
 
 ALPHA_THRESHOLD = 0.01
 """A cell is sampled where one step through it would have at least this opacity."""
-NORMAL_REACH = 0.02
-"""World units over which the density's slope is taken for pictures: below it a soft field is rough."""
 
 
 class Scene(nn.Module):
@@ -116,13 +113,3 @@ class Scene(nn.Module):
             views[0].orientation,
             sum(v.samples for v in views),
         )
-
-    @torch.no_grad()
-    def normals(self, cameras: Cameras, view: View) -> Float[Tensor, "b h w 3"]:
-        """Unit normals where a view's rays end, in the cameras' axes (right, up, backward); 0 where nothing is seen."""
-        origins, directions = camera_rays(cameras, view.depth.shape[1], view.depth.shape[2])
-        points, seen = origins + view.depth[..., None] * directions, view.opacity > 1e-2
-        normals = torch.zeros_like(points)
-        found = [density_normals(self.density, chunk, NORMAL_REACH) for chunk in points[seen].split(2**16)]
-        normals[seen] = torch.cat(found) if found else points[seen]
-        return torch.einsum("bhwi,bij->bhwj", normals, cameras.pose[:, :, :3])

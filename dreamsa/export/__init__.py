@@ -1,1 +1,1 @@
-"""Files for people: videos and contact sheets."""
+"""Files for people: videos, contact sheets and meshes."""

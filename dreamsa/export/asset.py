@@ -64,7 +64,7 @@ def make_asset(
     inside = reach(grid, solid)
 
     def colours(points: Float[np.ndarray, "n 3"], across: Float[np.ndarray, "n 3"]) -> Float32[np.ndarray, "n 3"]:
-        return bake.colours_at(query, points, across, 2 * grid.cell, inside, device)
+        return bake.colours_at(query, points, across, 4 * grid.cell, inside, device)
 
     if colour == "vertex":
         stage(f"colours of {len(surface.vertices)} vertices")

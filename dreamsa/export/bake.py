@@ -18,8 +18,10 @@ QueryFn = Callable[[Float[Tensor, "n 3"], Float[Tensor, "n 3"]], tuple[Float[Ten
 PADDING = 4
 """Texels between two charts: twice what bilinear filtering and the first mipmaps reach."""
 CHUNK = 2**16
-SAMPLES = 16
+SAMPLES = 12
 """Along a line of sight through the surface."""
+SLANT = 1.2
+"""Tangent of the angle between the lines of sight and the normal: 50 degrees."""
 
 
 class Charts(NamedTuple):
@@ -52,33 +54,40 @@ def colours_at(
     inside: float,
     device: torch.device | str = "cpu",
 ) -> Float32[np.ndarray, "n 3"]:
-    """What is seen on the surface from straight above, in [0, 1]: the field composited along the inward normal.
+    """What is seen on the surface, in [0, 1]: the field composited along four lines of sight, SLANT off the normal, and averaged.
 
-    One look at the surface itself would show the colour of the outermost fog. Colours that depend on the direction are those
-    seen along the normal.
+    One look at the surface itself would show the colour of the outermost fog, and one look from straight above is not what a round
+    body shows: half of it is seen at more than 45 degrees. Colours that depend on the direction are averaged as well.
 
     Args:
-        outside, inside: Where the line begins above the surface and ends below it, world units.
+        outside, inside: How far above the surface the lines begin and below it end, world units along the normal.
     """
     step = (outside + inside) / SAMPLES
     found = []
     for start in range(0, len(points), CHUNK):
         at, normal = (torch.from_numpy(v[start : start + CHUNK]).float().to(device) for v in (points, normals))
-        total, weight, light = torch.zeros_like(at), torch.zeros_like(at[:, 0]), torch.ones_like(at[:, 0])
-        alive = torch.arange(len(at), device=device)
-        for k in range(SAMPLES):
-            here = at[alive] + (outside - (k + 0.5) * step) * normal[alive]
-            density, rgb = query(here, -normal[alive])
-            seen = light[alive] * -torch.expm1(-density * step)
-            seen = torch.maximum(seen, torch.full_like(seen, 1e-6))  # so that empty lines have a colour too
-            total[alive] += seen[:, None] * rgb
-            weight[alive] += seen
-            light[alive] *= torch.exp(-density * step)
-            alive = alive[light[alive] > 0.02]
-            if not len(alive):
-                break
-        found.append((total / weight[:, None]).cpu().numpy())
+        flat = normal[:, 2:].abs() < 0.9
+        aside = torch.where(flat, normal.new_tensor([0.0, 0.0, 1.0]), normal.new_tensor([1.0, 0.0, 0.0]))
+        right = torch.nn.functional.normalize(torch.linalg.cross(normal, aside), dim=-1)
+        sights = [normal + SLANT * sign * way for way in (right, torch.linalg.cross(normal, right)) for sign in (1, -1)]
+        found.append((sum(_composite(query, at, sight, outside, step) for sight in sights) / 4).cpu().numpy())
     return np.concatenate(found).astype(np.float32) if found else np.zeros((0, 3), np.float32)
+
+
+def _composite(query: QueryFn, at: Tensor, sight: Tensor, outside: float, step: float) -> Tensor:
+    """Front to back, from `at` + outside * sight on, in steps of step * sight."""
+    total, weight, light = torch.zeros_like(at), torch.zeros_like(at[:, 0]), torch.ones_like(at[:, 0])
+    length, towards = step * (1 + SLANT**2) ** 0.5, -torch.nn.functional.normalize(sight, dim=-1)
+    alive = torch.arange(len(at), device=at.device)
+    for k in range(SAMPLES):
+        density, rgb = query(at[alive] + (outside - (k + 0.5) * step) * sight[alive], towards[alive])
+        passed = torch.exp(-density * length)
+        seen = (light[alive] * (1 - passed)).clamp(min=1e-6)  # so that empty lines have a colour too
+        total[alive] += seen[:, None] * rgb
+        weight[alive] += seen
+        light[alive] *= passed
+        alive = alive[light[alive] > 0.02]
+    return total / weight[:, None]
 
 
 def bake(

@@ -13,6 +13,10 @@ import numpy as np
 import trimesh
 from jaxtyping import Float
 from PIL import Image
+from trimesh.exchange.gltf import export_glb
+from trimesh.exchange.ply import export_ply
+from trimesh.exchange.stl import export_stl
+from trimesh.visual.color import ColorVisuals
 from trimesh.visual.material import PBRMaterial
 from trimesh.visual.texture import TextureVisuals
 
@@ -45,16 +49,17 @@ def write_asset(asset: Asset, path: Path, format: Format, about: dict[str, Any],
     if format == "glb":
         atomic(path, lambda part: part.write_bytes(_glb(turned, about, unlit)))
     elif format == "stl":
-        atomic(path, lambda part: part.write_bytes(trimesh.exchange.stl.export_stl(_bare(turned))))
+        atomic(path, lambda part: part.write_bytes(export_stl(_bare(turned))))
     elif format == "ply":
         atomic(path, lambda part: part.write_bytes(_ply(turned)))
     else:
-        files = _obj(turned, path.name.removesuffix(".zip").removesuffix(".obj"), about)
-        if path.suffix == ".zip":
+        zipped = path.suffix.lower() == ".zip"
+        files = _obj(turned, path.stem.removesuffix(".obj"), about)
+        if zipped:
             atomic(path, lambda part: _zip(files, part))
         else:  # the OBJ last: where it is, all that it names is
             for name, data in files.items():
-                atomic(path.parent / name, lambda part, data=data: part.write_bytes(data))
+                atomic(path if name.endswith(".obj") else path.parent / name, lambda part, data=data: part.write_bytes(data))
 
 
 def _turned(asset: Asset, axes: Float[np.ndarray, "3 3"], scale: float) -> Asset:
@@ -101,14 +106,14 @@ def _glb(asset: Asset, about: dict[str, Any], unlit: bool) -> bytes:
             tree["extensionsUsed"] = ["KHR_materials_unlit"]
 
     scene = trimesh.Scene({"object": mesh})
-    return trimesh.exchange.gltf.export_glb(scene, include_normals=True, unitize_normals=True, tree_postprocessor=finish)
+    return export_glb(scene, include_normals=True, unitize_normals=True, tree_postprocessor=finish)
 
 
 def _ply(asset: Asset) -> bytes:
     mesh = _bare(asset)
     if asset.colours is not None:
-        mesh.visual.vertex_colors = asset.colours  # pyright: ignore[reportAttributeAccessIssue]
-    return trimesh.exchange.ply.export_ply(mesh, vertex_normal=True)
+        mesh.visual = ColorVisuals(mesh, vertex_colors=asset.colours)
+    return export_ply(mesh, vertex_normal=True)
 
 
 def _obj(asset: Asset, name: str, about: dict[str, Any]) -> dict[str, bytes]:

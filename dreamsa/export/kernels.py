@@ -28,6 +28,14 @@ def least(at, image, out):
 
 
 @njit(cache=True)
+def peak(at, values, image):
+    """image = max(image, values), each value at the pixel nearest to it."""
+    for i in range(len(at)):
+        u, v = int(at[i, 0] + 0.5), int(at[i, 1] + 0.5)
+        image[u, v] = max(image[u, v], values[i])
+
+
+@njit(cache=True)
 def rasterize(corners, faces, face_of, weights, nearness):
     """Which triangle covers each pixel centre, and where.
 

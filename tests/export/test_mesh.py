@@ -49,7 +49,7 @@ def test_fog_ends_where_a_line_of_sight_is_half_opaque(strength):
     width = 0.12
     surface = surface_of(lambda points, _: (strength * torch.exp(-points.square().sum(1) / (2 * width**2)), points))
     wanted = width * np.sqrt(2 * np.log(strength * width * np.sqrt(2 * np.pi) / HALF))
-    assert np.linalg.norm(surface.vertices, axis=1).mean() == pytest.approx(wanted, rel=0.03)
+    assert np.linalg.norm(surface.vertices, axis=1).mean() == pytest.approx(wanted, rel=0.04)  # a quarter of a cell
 
 
 def test_a_fine_grid_gives_the_same_surface_as_a_coarse_one():
