@@ -65,8 +65,7 @@ def differences(before: Any, after: Any, prefix: str = "") -> dict[str, Any]:
 def _nearest_preset(config: RunConfig) -> tuple[PresetName, dict[str, Any]]:
     wanted = to_json(config)
     found = {name: differences(_json(to_json(preset(name, config.prompt))), _json(wanted)) for name in PRESETS}
-    name = min(found, key=lambda name: len(found[name]))
-    return name, found[name]
+    return min(found.items(), key=lambda item: len(item[1]))
 
 
 def _edit_changes(config: RunConfig, parent: RunConfig) -> dict[str, Any]:
