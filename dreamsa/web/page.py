@@ -473,8 +473,8 @@ def _panel(strip: gr.HTML, tree: gr.HTML, parent: gr.Dropdown) -> Panel:
     compared = gr.Dropdown([], label="Compare with", visible=False, elem_id="compared")
     curve = gr.HTML(elem_id="curve")
     with gr.Accordion("What was done", open=False):
-        cli = gr.Code(language="shell", label="Command line", elem_id="cli", interactive=False, wrap_lines=True)
-        python = gr.Code(language="python", label="Python", elem_id="python", interactive=False, wrap_lines=True)
+        cli = gr.Code(language="shell", label="Command line", elem_id="cli", interactive=False, wrap_lines=True, lines=2, max_lines=8)
+        python = gr.Code(language="python", label="Python", elem_id="python", interactive=False, wrap_lines=True, lines=4, max_lines=8)
     with gr.Accordion("Export and download", open=False), gr.Row(elem_classes="actions"):
         kind = gr.Dropdown(
             [(label, name) for name, label in EXPORTS.items()], value="glb", label="Format", min_width=160, scale=3, elem_id="kind"
