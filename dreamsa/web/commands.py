@@ -64,8 +64,8 @@ def differences(before: Any, after: Any, prefix: str = "") -> dict[str, Any]:
 
 def _nearest_preset(config: RunConfig) -> tuple[PresetName, dict[str, Any]]:
     wanted = to_json(config)
-    found = {name: differences(_json(to_json(preset(name, config.prompt))), _json(wanted)) for name in PRESETS}
-    return min(found.items(), key=lambda item: len(item[1]))
+    found = [(name, differences(_json(to_json(preset(name, config.prompt))), _json(wanted))) for name in PRESETS]
+    return min(found, key=lambda item: len(item[1]))
 
 
 def _edit_changes(config: RunConfig, parent: RunConfig) -> dict[str, Any]:

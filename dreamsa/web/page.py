@@ -57,6 +57,9 @@ KEEP_RUN_CLICK = """element.addEventListener('click', event => {
 });"""
 TO_PANEL = "() => { if (innerWidth < 700) document.getElementById('panel').scrollIntoView({behavior: 'smooth'}); }"
 TO_FORMS = "() => { if (innerWidth < 700) document.getElementById('forms').scrollIntoView({behavior: 'smooth'}); }"
+FREE: Any = {"allow_custom_value": True}
+"""For choices of runs. Gradio keeps each session's choices by reading, changing and writing them without a lock, so that two polls at a time
+can lose some, and would then refuse what the browser rightly offers. We look up what is chosen ourselves."""
 QUIET: Any = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
 """For what is quick: not queued, so that a full queue keeps nobody from looking."""
 
@@ -434,7 +437,7 @@ def _create_form() -> dict[str, Any]:
 
 def _edit_form() -> dict[str, Any]:
     steps, ascent = EDIT_STEPS["toybox"]
-    parent = gr.Dropdown([], label="Run to change", elem_id="parent", info="It is never written to.")
+    parent = gr.Dropdown([], label="Run to change", elem_id="parent", info="It is never written to.", **FREE)
     picture = gr.HTML(elem_id="parent-picture")
     prompt = gr.Textbox(label="What it should become", placeholder="a purple rabbit", max_lines=3, max_length=1000, elem_id="edit-prompt")
     escape = gr.Radio([(ESCAPE_NOTES[name], name) for name in ESCAPES], value="anneal", label="How to leave the present minimum")
@@ -470,7 +473,7 @@ def _panel(strip: gr.HTML, tree: gr.HTML, parent: gr.Dropdown) -> Panel:
     sheet = gr.Image(
         label="Views", visible=False, interactive=False, elem_id="sheet", alt_text="views of the object", buttons=["download", "fullscreen"]
     )
-    compared = gr.Dropdown([], label="Compare with", visible=False, elem_id="compared")
+    compared = gr.Dropdown([], label="Compare with", visible=False, elem_id="compared", **FREE)
     curve = gr.HTML(elem_id="curve")
     with gr.Accordion("What was done", open=False):
         cli = gr.Code(language="shell", label="Command line", elem_id="cli", interactive=False, wrap_lines=True, lines=2, max_lines=8)
