@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from dreamsa.config import ASCENDING, PRESETS, EditConfig, PresetName, RunConfig, edited, preset, to_json
-from dreamsa.runs import Run, RunError, find_run
+from dreamsa.runs import Run, RunError, find_run, runs_folder
 
 
 def command_line(run: Run, folder: Path = Path("runs")) -> str:
@@ -29,14 +29,14 @@ def command_line(run: Run, folder: Path = Path("runs")) -> str:
             words += [flag, str(changes.pop(key))]
     for key, value in changes.items():
         words += ["--set", f"{key}={json.dumps(value)}"]
-    words += [] if folder == Path("runs") else ["--runs", str(folder)]
+    words += [] if _usual(folder) else ["--runs", str(folder)]
     return shlex.join(words)
 
 
 def python_code(run: Run, folder: Path = Path("runs")) -> str:
     """Python that makes a run of the same configuration in `folder`."""
     config = run.config
-    where = "" if folder == Path("runs") else f", runs={str(folder)!r}"
+    where = "" if _usual(folder) else f", runs={str(folder)!r}"
     parent = _parent(run, config)
     if config.edit is None:
         name, changes = _nearest_preset(config)
@@ -64,9 +64,8 @@ def differences(before: Any, after: Any, prefix: str = "") -> dict[str, Any]:
 
 def _nearest_preset(config: RunConfig) -> tuple[PresetName, dict[str, Any]]:
     wanted = to_json(config)
-    found = {name: differences(_json(to_json(preset(name, config.prompt))), _json(wanted)) for name in PRESETS}
-    name = min(found, key=lambda name: len(found[name]))
-    return name, found[name]
+    found = [(name, differences(_json(to_json(preset(name, config.prompt))), _json(wanted))) for name in PRESETS]
+    return min(found, key=lambda item: len(item[1]))
 
 
 def _edit_changes(config: RunConfig, parent: RunConfig) -> dict[str, Any]:
@@ -93,6 +92,11 @@ def _parent(run: Run, config: RunConfig) -> Run | None:
         return find_run(config.edit.parent, run.path.parent) if config.edit else None
     except RunError:
         return None
+
+
+def _usual(folder: Path) -> bool:
+    """Whether it is where runs are kept when nothing is said."""
+    return folder.resolve() == runs_folder().resolve()
 
 
 def _prompt_words(prompt: str) -> list[str]:

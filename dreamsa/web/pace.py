@@ -2,13 +2,14 @@
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from shutil import rmtree
 from statistics import median
 from tempfile import mkdtemp
 from typing import Any
 
-from dreamsa.config import RunConfig, to_json
+from dreamsa.config import RunConfig, read_config, to_json
 from dreamsa.runs import Run
 
 FEWEST_STEPS = 5
@@ -25,6 +26,17 @@ class Pace:
     """How many steps it was measured on."""
     source: str
     """A run's id, or "a probe"."""
+
+
+@lru_cache(maxsize=1000)
+def _config(path: Path, changed: int) -> RunConfig:
+    return read_config(path)
+
+
+def config_of(run: Run) -> RunConfig:
+    """A run's configuration, which is written once and read often."""
+    path = run.path / "config.json"
+    return _config(path, path.stat().st_mtime_ns)
 
 
 def workload(config: RunConfig, device: str) -> tuple[Any, ...]:
@@ -44,7 +56,7 @@ def measured(config: RunConfig, device: str, runs: Iterable[Run]) -> Pace | None
         if record.get("example") or record.get("device") != device:
             continue
         try:
-            same = workload(run.config, device) == wanted
+            same = workload(config_of(run), device) == wanted
         except ValueError:
             continue
         seconds = [row["seconds"] for row in run.metrics() if row.get("step")] if same else []

@@ -7,7 +7,6 @@ tab or a closed one change nothing. What the browser sends is a wish: ids are lo
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +17,9 @@ except ImportError as error:
 
 from dreamsa import __version__, api
 from dreamsa.checkpoint import write_atomic
-from dreamsa.config import EDIT_STEPS, PRESETS, RunConfig, parse_setting, preset, read_config
+from dreamsa.config import EDIT_STEPS, PRESETS, RunConfig, parse_setting, preset
 from dreamsa.guidance.stable_diffusion import KNOWN_MODELS, TOYBOX, ModelConfig, vocabulary
-from dreamsa.runs import Run, RunError, runs_folder
+from dreamsa.runs import RunError, runs_folder
 from dreamsa.web import commands, examples, markup, pace, pictures
 from dreamsa.web.jobs import JobManager, Status
 from dreamsa.web.tree import branches
@@ -58,19 +57,11 @@ KEEP_RUN_CLICK = """element.addEventListener('click', event => {
 });"""
 TO_PANEL = "() => { if (innerWidth < 700) document.getElementById('panel').scrollIntoView({behavior: 'smooth'}); }"
 TO_FORMS = "() => { if (innerWidth < 700) document.getElementById('forms').scrollIntoView({behavior: 'smooth'}); }"
+FREE: Any = {"allow_custom_value": True}
+"""For choices of runs. Gradio keeps each session's choices by reading, changing and writing them without a lock, so that two polls at a time
+can lose some, and would then refuse what the browser rightly offers. We look up what is chosen ourselves."""
 QUIET: Any = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
 """For what is quick: not queued, so that a full queue keeps nobody from looking."""
-
-
-@lru_cache(maxsize=1000)
-def _config(path: Path, changed: int) -> RunConfig:
-    return read_config(path)
-
-
-def config_of(run: Run) -> RunConfig:
-    """A run's configuration, which is written once and read often."""
-    path = run.path / "config.json"
-    return _config(path, path.stat().st_mtime_ns)
 
 
 def make_config(
@@ -139,7 +130,7 @@ class Desk:
         target = self.exports / run.id / f"{run.id}.{'obj.zip' if kind == 'obj' else kind}"
         target.parent.mkdir(parents=True, exist_ok=True)
         if kind not in FILES:
-            return api.export(run, format=kind, out=target, runs=self.manager.folder)
+            return api.export(run, format=kind, out=target, runs=self.manager.folder)  # pyright: ignore[reportAttributeAccessIssue, reportArgumentType]
         made = run.path / FILES[kind]
         if not made.is_file():
             raise RunError(f"Run {run.id} has no {FILES[kind]}; it is {run.status}. `dreamsa render {run.id}` writes its pictures anew.")
@@ -246,7 +237,7 @@ def _parts_of_run(
 ) -> dict[str, tuple[Any, Callable[[], Any]]]:
     """(what it depends on, how to make it) of each component that shows the run; `compared` None means the run's own parent."""
     run = desk.manager.find(status.id)
-    record, config = run.record, config_of(run)
+    record, config = run.record, pace.config_of(run)
     ascent = config.edit.ascent_steps if config.edit and config.edit.escape == "anneal" else 0
     others = [(label, name) for label, name in finished if name != run.id]
     there = [name for _, name in others]
@@ -446,7 +437,7 @@ def _create_form() -> dict[str, Any]:
 
 def _edit_form() -> dict[str, Any]:
     steps, ascent = EDIT_STEPS["toybox"]
-    parent = gr.Dropdown([], label="Run to change", elem_id="parent", info="It is never written to.")
+    parent = gr.Dropdown([], label="Run to change", elem_id="parent", info="It is never written to.", **FREE)
     picture = gr.HTML(elem_id="parent-picture")
     prompt = gr.Textbox(label="What it should become", placeholder="a purple rabbit", max_lines=3, max_length=1000, elem_id="edit-prompt")
     escape = gr.Radio([(note, name) for name, note in ESCAPE_NOTES.items()], value="anneal", label="How to leave the present minimum")
@@ -482,11 +473,11 @@ def _panel(strip: gr.HTML, tree: gr.HTML, parent: gr.Dropdown) -> Panel:
     sheet = gr.Image(
         label="Views", visible=False, interactive=False, elem_id="sheet", alt_text="views of the object", buttons=["download", "fullscreen"]
     )
-    compared = gr.Dropdown([], label="Compare with", visible=False, elem_id="compared")
+    compared = gr.Dropdown([], label="Compare with", visible=False, elem_id="compared", **FREE)
     curve = gr.HTML(elem_id="curve")
     with gr.Accordion("What was done", open=False):
-        cli = gr.Code(language="shell", label="Command line", elem_id="cli", interactive=False, wrap_lines=True)
-        python = gr.Code(language="python", label="Python", elem_id="python", interactive=False, wrap_lines=True)
+        cli = gr.Code(language="shell", label="Command line", elem_id="cli", interactive=False, wrap_lines=True, lines=2, max_lines=8)
+        python = gr.Code(language="python", label="Python", elem_id="python", interactive=False, wrap_lines=True, lines=4, max_lines=8)
     with gr.Accordion("Export and download", open=False), gr.Row(elem_classes="actions"):
         kind = gr.Dropdown(
             [(label, name) for name, label in EXPORTS.items()], value="glb", label="Format", min_width=160, scale=3, elem_id="kind"
@@ -515,7 +506,7 @@ def _wire_forms(desk: Desk, page: gr.Blocks, create: dict[str, Any], change: dic
             return ""
         return line(lambda: api.with_overrides(desk.manager.find(parent).config, {"steps": _whole(steps or 1, "steps")}))
 
-    def probe(*form: Any) -> tuple[str, str]:
+    def probe(*form: Any) -> tuple[Any, str]:
         try:
             config = make_config("a rabbit", *form[1:])
             words = f"<p class='hint'>{markup.text(pace.estimate(desk.probe(config), config.steps))}</p>"
@@ -540,7 +531,7 @@ def _wire_forms(desk: Desk, page: gr.Blocks, create: dict[str, Any], change: dic
     def lengths(parent: str | None, length: str) -> tuple[Any, Any]:
         name = "toybox"
         if parent:
-            name = "toybox" if config_of(desk.manager.find(parent)).model.model == TOYBOX else "paper"
+            name = "toybox" if pace.config_of(desk.manager.find(parent)).model.model == TOYBOX else "paper"
         return tuple(round(count * EDIT_PRESETS[length]) for count in EDIT_STEPS[name])  # pyright: ignore[reportReturnType]
 
     def ascends(escape: str) -> Any:
@@ -676,7 +667,7 @@ def launch(
     return page, shared or address
 
 
-def _theme() -> gr.themes.Default:
+def _theme() -> gr.themes.Base:
     fonts: Any = {"font": ["system-ui", "sans-serif"], "font_mono": ["ui-monospace", "monospace"]}  # the system's own: nothing is fetched
     return gr.themes.Default(primary_hue="violet", neutral_hue="zinc", **fonts).set(
         body_text_color_subdued="*neutral_600",

@@ -12,7 +12,7 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import chdir, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +25,7 @@ ARGUMENTS = [
     "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking", "--disable-component-update",
     "--disable-sync",
 ]  # fmt: skip
+MOST_BYTES = 300_000
 PATIENCE_MS = 120_000
 """A busy machine is slow, not broken."""
 
@@ -64,11 +65,13 @@ def visit(browser: "Browser", address: str, width: int = 1280, height: int = 900
 
 
 def take(page: "Page", path: Path) -> None:
-    """A screenshot of the whole page in 256 colours, which is a third of the size."""
+    """A screenshot of the whole page; in 256 colours if it would be too large in all of them."""
     page.mouse.move(0, 0)
     page.wait_for_timeout(1500)
-    picture = Image.open(io.BytesIO(page.screenshot(full_page=True)))
-    picture.convert("RGB").quantize(256, dither=Image.Dither.NONE).save(path, optimize=True)
+    picture = Image.open(io.BytesIO(page.screenshot(full_page=True))).convert("RGB")
+    picture.save(path, optimize=True)
+    if path.stat().st_size > MOST_BYTES:
+        picture.quantize(256).save(path, optimize=True)
 
 
 def screenshots(out: Path, runs: Path, steps: int = 250) -> list[Path]:
@@ -80,11 +83,12 @@ def screenshots(out: Path, runs: Path, steps: int = 250) -> list[Path]:
     from dreamsa.runs import RunError, list_runs
     from dreamsa.web.page import launch, open_desk
 
+    out, found = out.resolve(), [run.path.resolve() for run in list_runs(runs)]
     out.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix="dreamsa-") as folder:
-        for run in list_runs(runs):  # copies: the job that is shown must not stay in somebody's gallery
-            shutil.copytree(run.path, Path(folder) / run.id)
-        desk = open_desk(folder)
+    with tempfile.TemporaryDirectory(prefix="dreamsa-") as folder, chdir(folder):
+        for path in found:  # copies: the job that is shown must not stay in somebody's gallery
+            shutil.copytree(path, Path("runs") / path.name)
+        desk = open_desk("runs")
         edits = [run for run in desk.manager.runs() if run.record["parent"] and run.status == "finished"]
         if not edits:
             raise RunError(f'{runs} holds no finished edit to show. Make one: dreamsa edit RUN "a new prompt".')
