@@ -157,6 +157,13 @@ def test_differences_are_paired_by_seed():
     assert summary(results)["D"]["probability"]["mean"] == pytest.approx(0.7)
 
 
+def test_the_package_offers_both_by_name():
+    import dreamsa
+
+    assert dreamsa.compare is compare
+    assert dreamsa.evaluate_run.__module__ == "dreamsa.evaluate.scores"
+
+
 def test_arms_are_named_in_any_order():
     assert chosen_arms("e, d,B") == ("B", "D", "E")
     assert chosen_arms("all") == tuple(ARMS)
