@@ -452,7 +452,7 @@ def _lines(facts: dict[str, Any], indent: str = "") -> Iterable[str]:
         if isinstance(value, dict):
             yield f"{indent}{key}"
             yield from _lines(value, indent + "  ")
-        else:
+        elif value is not None:
             yield f"{indent}{key:<{width}}  {value}"
 
 

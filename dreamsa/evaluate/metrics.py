@@ -68,10 +68,6 @@ class Rate(NamedTuple):
     low: float
     high: float
 
-    @property
-    def share(self) -> float:
-        return self.successes / self.trials if self.trials else nan
-
 
 def wilson(successes: int, trials: int) -> Rate:
     """Wilson's score interval, 95 % (Wilson 1927); [0, 1] without trials."""

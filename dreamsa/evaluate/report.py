@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dreamsa import checkpoint
-from dreamsa.evaluate.compare import MEASURES, Comparison, differences, of, summary
+from dreamsa.evaluate.compare import MEASURES, Comparison, differences, summary
 from dreamsa.evaluate.metrics import Mean, wilson
 from dreamsa.evaluate.scores import finished_scene, fixed_views, strip
 from dreamsa.evaluate.trials import ARMS, MODEL_ARM, Trial, newest_run, result_of
@@ -175,24 +175,27 @@ def _curves(results: Mapping[str, Sequence[dict[str, Any]]], ascent: int) -> lis
     return parts
 
 
-def _arm_table(results: dict[str, list[dict[str, Any]]]) -> str:
-    measures = [m for m in MEASURES if any(of(own, m) for own in results.values())]
-    rows = []
-    for arm, facts in summary(results).items():
-        moved, quick = facts["displacement"], facts["steps_to_success"]
-        cells = [interval(facts.get(m), _digits(m)) for m in measures]
-        done = rate(facts["success"]["successes"], facts["success"]["trials"])
-        rows.append(
-            [
-                f"<b>{arm}</b> {html.escape(facts['title'])}",
-                done,
-                "" if quick is None else f"{quick:g}",
-                f"{moved:.3g}" if moved else "",
-                *cells,
-            ]
-        )
-    header = ["arm", "success", "steps to it, median", "moved by the escape", *(html.escape(TITLES[m]) for m in measures)]
-    return table(header, rows)
+KEPT = ("psnr", "silhouette", "likeness", "foreground", "janus")
+"""The scores of the second table; the first tells how well the new prompt is met."""
+
+
+def _arm_tables(results: dict[str, list[dict[str, Any]]]) -> str:
+    """How well each arm meets the new prompt; and what it keeps of the parent and of an object."""
+    summed = summary(results)
+    there = [m for m in MEASURES if any(m in facts for facts in summed.values())]
+    met, kept = [m for m in there if m not in KEPT], [m for m in there if m in KEPT]
+
+    def row(arm: str, facts: dict[str, Any], measures: list[str], first: list[str]) -> list[str]:
+        return [f"<b>{arm}</b> {html.escape(facts['title'])}", *first, *(interval(facts.get(m), _digits(m)) for m in measures)]
+
+    def escape(facts: dict[str, Any]) -> list[str]:
+        quick, moved, success = facts["steps_to_success"], facts["displacement"], facts["success"]
+        return [rate(success["successes"], success["trials"]), "" if quick is None else f"{quick:g}", f"{moved:.3g}" if moved else ""]
+
+    head = ["arm", "success", "steps to it, median", "moved by the escape", *(TITLES[m] for m in met)]
+    return table(head, [row(arm, facts, met, escape(facts)) for arm, facts in summed.items()]) + table(
+        ["arm", *(TITLES[m] for m in kept)], [row(arm, facts, kept, []) for arm, facts in summed.items()]
+    )
 
 
 def verdict(results: dict[str, list[dict[str, Any]]]) -> list[str]:
@@ -272,7 +275,7 @@ def write_comparison(comparison: Comparison) -> Path:
     ]
     parts += [
         "<h2>Scores</h2>",
-        _arm_table(results),
+        _arm_tables(results),
         LEGEND,
         *([table(["paired over seeds", *(html.escape(TITLES[m]) for m in minus)], rows)] if MODEL_ARM in results else []),
         "<h2>Over the steps</h2>",
@@ -318,7 +321,7 @@ def write_benchmark(benchmark: "Benchmark") -> Path:
     )
     rejected = benchmark.rejected
     parts = [
-        f"<p>{len(benchmark.pairs)} edits in {len({p.kind for p in benchmark.pairs})} kinds x {len(benchmark.seeds)} seeds x {len(benchmark.arms)} arms, {recipe.steps} steps each, "
+        f"<p>{len(benchmark.pairs)} edits in {len({p.kind for p in benchmark.pairs})} kinds, seeds: {len(benchmark.seeds)}, arms: {len(benchmark.arms)}, {recipe.steps} steps each, "
         f"{recipe.ascent_steps} of them ascending at S = {recipe.scale:g} where an arm ascends. Judge: {html.escape(recipe.judge)}. "
         f"Finished: {sum(len(own) for own in results.values())} trials.</p>",
         *(f'<p class="claim">{html.escape(claim)}</p>' for claim in benchmark_verdict(tests)),
@@ -329,7 +332,7 @@ def write_benchmark(benchmark: "Benchmark") -> Path:
            "not independent, hence the last column: the difference of the success rates per pair, bootstrapped over pairs.</p>"] if tests else []),
         plot({arm: success_by_step(results[arm], recipe.steps) for arm in arms}, "share of trials that have succeeded, over steps", recipe.ascent_steps, steps=True),
         "<h2>Scores over all trials</h2>",
-        _arm_table({arm: results[arm] for arm in arms}),
+        _arm_tables({arm: results[arm] for arm in arms}),
         LEGEND,
         "<p>Trials of one pair are not independent, so that these intervals are too narrow.</p>",
         "<h2>Over the steps</h2>",
