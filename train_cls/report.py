@@ -14,7 +14,7 @@ STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 64rem; margin: 2rem auto; padding: 0 1rem; color: #1b1b1f; background: #fff }
 h1 { font-size: 1.6rem } h2 { font-size: 1.15rem; margin: 2rem 0 .2rem } svg { width: 100%; height: auto; display: block }
 table { border-collapse: collapse; margin: 1.5rem 0; font-variant-numeric: tabular-nums; width: 100% }
-td, th { padding: .25rem .7rem; text-align: right; white-space: nowrap } th { border-bottom: 2px solid #d5d5de; font-weight: 600 }
+td, th { padding: .25rem .5rem; font-size: .95rem; text-align: right; white-space: nowrap } th { border-bottom: 2px solid #d5d5de; font-weight: 600 }
 th:first-child, td:first-child { text-align: left } tr:nth-child(even) td { background: #f6f6f9 } tr.claimed td { background: #e6eeff; font-weight: 600 }
 .claim { font-size: 1.2rem; padding: .8rem 1rem; background: #eef3ff; border-left: .3rem solid #2f5bd0 } .note { color: #55555f; font-size: .9rem }
 """
