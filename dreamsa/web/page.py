@@ -130,7 +130,7 @@ class Desk:
         target = self.exports / run.id / f"{run.id}.{'obj.zip' if kind == 'obj' else kind}"
         target.parent.mkdir(parents=True, exist_ok=True)
         if kind not in FILES:
-            return api.export(run, format=kind, out=target, runs=self.manager.folder)  # pyright: ignore[reportAttributeAccessIssue, reportArgumentType]
+            return api.export(run, format=kind, out=target, runs=self.manager.folder)  # pyright: ignore[reportArgumentType]
         made = run.path / FILES[kind]
         if not made.is_file():
             raise RunError(f"Run {run.id} has no {FILES[kind]}; it is {run.status}. `dreamsa render {run.id}` writes its pictures anew.")
