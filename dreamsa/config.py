@@ -147,10 +147,11 @@ def preset(name: PresetName, prompt: str) -> RunConfig:
     if name == "toybox":
         return RunConfig(
             prompt,
-            steps=1500,
+            steps=1200,
             field=FieldConfig(radius=0.6, blob_radius=0.4),
             camera=CameraConfig((-10, 90), (0, 360), (1.4, 1.7), (0.95, 1.2), 0.02, 0.02, batch=1),
-            sds=SDSConfig(guidance_scale=10.0, max_timestep=(0.98, 0.6)),
+            sds=SDSConfig(guidance_scale=25.0, max_timestep=(0.98, 0.6)),
+            loss=LossConfig(entropy=30.0),
             optimizer=OptimizerConfig(decay=0.1),
         )
     big = FieldConfig(grid=HashGridConfig(levels=16, log2_size=19, finest=4096), hidden=64)

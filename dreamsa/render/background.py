@@ -13,8 +13,11 @@ SOLID = {"white": 1.0, "black": 0.0, "grey": 0.7}
 
 
 def random_grey(count: int, rng: torch.Generator) -> Float[Tensor, "{count} 3"]:
-    """One plain grey with a slight tint per view, in [0, 1]: the object must stand out from any of them."""
-    tint = 0.08 * torch.randn(count, 3, generator=rng, device=rng.device)
+    """One plain grey with a tint per view, in [0, 1]: the object must stand out from any of them.
+
+    Behind untinted greys a ghost passes for a white, grey or brown object: it takes on the grey of the moment. No object has the tint of the moment.
+    """
+    tint = 0.15 * torch.randn(count, 3, generator=rng, device=rng.device)
     return (uniform(0.25, 0.95, count, rng)[:, None] + tint).clamp(0, 1)
 
 
