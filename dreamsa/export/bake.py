@@ -70,7 +70,7 @@ def colours_at(
         aside = torch.where(flat, normal.new_tensor([0.0, 0.0, 1.0]), normal.new_tensor([1.0, 0.0, 0.0]))
         right = torch.nn.functional.normalize(torch.linalg.cross(normal, aside), dim=-1)
         sights = [normal + SLANT * sign * way for way in (right, torch.linalg.cross(normal, right)) for sign in (1, -1)]
-        found.append((sum(_composite(query, at, sight, outside, step) for sight in sights) / 4).cpu().numpy())
+        found.append(torch.stack([_composite(query, at, sight, outside, step) for sight in sights]).mean(0).cpu().numpy())
     return np.concatenate(found).astype(np.float32) if found else np.zeros((0, 3), np.float32)
 
 

@@ -64,7 +64,9 @@ def differences(before: Any, after: Any, prefix: str = "") -> dict[str, Any]:
 
 def _nearest_preset(config: RunConfig) -> tuple[PresetName, dict[str, Any]]:
     wanted = to_json(config)
-    found = [(name, differences(_json(to_json(preset(name, config.prompt))), _json(wanted))) for name in PRESETS]
+    found: list[tuple[PresetName, dict[str, Any]]] = [
+        (name, differences(_json(to_json(preset(name, config.prompt))), _json(wanted))) for name in PRESETS
+    ]
     return min(found, key=lambda item: len(item[1]))
 
 
