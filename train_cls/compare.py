@@ -162,7 +162,8 @@ def verdict(scores: dict[str, dict[str, float]], arm: str = "seal", controls: Se
     d = _difference(scores[arm], scores[best])
     sure = d.low > 0 or d.high < 0
     said = "beats" if sure and d.mean > 0 else "loses to" if sure else "does not differ surely from"
-    claim = f"{arm} {said} the best control, {best}: {100 * d.mean:+.2f} points [{100 * d.low:+.2f}, {100 * d.high:+.2f}], {d.seeds} seeds"
+    interval = f" [{100 * d.low:+.2f}, {100 * d.high:+.2f}], {d.seeds} seeds" if d.seeds > 1 else ", one seed"
+    claim = f"{arm} {said} the best control, {best}: {100 * d.mean:+.2f} points{interval}"
     return {"arm": arm, "best control": best, "claim": claim, "differences": differences}
 
 

@@ -228,6 +228,7 @@ def test_the_verdict_is_about_the_best_control():
     assert "loses to" in verdict(scores)["claim"]
     scores["long"] = {"0": 0.95, "1": 0.86, "2": 0.925}
     assert "does not differ surely" in verdict(scores)["claim"]
+    assert verdict({"seal": {"0": 0.5}, "long": {"0": 0.75}})["claim"].endswith("-25.00 points, one seed")
     assert "no control" in verdict({"seal": {"0": 1.0}})["claim"]
 
 
