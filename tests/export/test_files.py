@@ -154,7 +154,8 @@ def test_obj_can_carry_colours_per_vertex(coloured, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["a.obj"]
     mesh = read(tmp_path / "a.obj")
     is_whole(mesh, Y_UP_EXTENTS, Y_UP_CENTRE)
-    assert {tuple(c) for c in mesh.visual.vertex_colors[:, :3]} >= {tuple(BYTES["top"].astype(int))}
+    away = np.abs(mesh.visual.vertex_colors[:, :3] - BYTES["top"]).max(1)
+    assert (away <= 2).sum() > 20
 
 
 def test_ply_is_z_up_with_srgb_colours(coloured, tmp_path):
