@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from math import cos, pi
 from pathlib import Path
+from statistics import median
 from typing import NamedTuple
 
 import torch
@@ -40,6 +41,21 @@ def cosine_lr(step: int, config: FitConfig) -> float:
         return config.lr * (step + 1) / config.warmup
     progress = (step - config.warmup) / max(config.steps - config.warmup, 1)
     return config.lr * (0.05 + 0.95 * 0.5 * (1 + cos(pi * min(progress, 1))))
+
+
+def draw_losses(folder: Path) -> Path:
+    """`folder/log.jsonl` as `folder/loss.png`: every logged mean, and their median over 21 of them. Steps that were run again are drawn twice."""
+    from matplotlib.figure import Figure
+
+    rows = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    steps, losses = [row["step"] for row in rows], [row["loss"] for row in rows]
+    figure = Figure(figsize=(7, 3), layout="constrained")
+    axes = figure.subplots()
+    axes.plot(steps, losses, ".", ms=2, alpha=0.4)
+    axes.plot(steps, [median(losses[max(i - 10, 0) : i + 11]) for i in range(len(losses))])
+    axes.set(xlabel="step", ylabel="loss", yscale="log")
+    figure.savefig(folder / "loss.png", dpi=100)
+    return folder / "loss.png"
 
 
 def fit(folder: Path, model: nn.Module, loss_at: Callable[[int], Float[Tensor, ""]], config: FitConfig) -> Iterator[FitStep]:

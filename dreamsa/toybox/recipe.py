@@ -15,18 +15,21 @@ from typing import Literal
 
 import numpy as np
 import torch
-from diffusers import AutoencoderTiny, UNet2DConditionModel
+from diffusers import AutoencoderTiny, StableDiffusionPipeline, UNet2DConditionModel
 from safetensors.torch import load_file, save_file
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from dreamsa import __version__
+from dreamsa.export.video import contact_sheet, write_png
+from dreamsa.guidance.prompts import VIEWS
 from dreamsa.guidance.stable_diffusion import VOCABULARY
 from dreamsa.toybox.autoencoder import encode_pictures, new_autoencoder, reconstruction_psnr, train_autoencoder
-from dreamsa.toybox.captions import HELD_OUT
+from dreamsa.toybox.captions import HELD_OUT, caption
 from dreamsa.toybox.dataset import Pictures, cached_pictures
-from dreamsa.toybox.diffusion import assemble, new_unet, train_diffusion
+from dreamsa.toybox.diffusion import assemble, new_unet, sample, train_diffusion
 from dreamsa.toybox.dual_encoder import load_dual_encoder, new_dual_encoder, train_dual_encoder
-from dreamsa.toybox.fit import FitConfig, FitStep
+from dreamsa.toybox.fit import FitConfig, FitStep, draw_losses
+from dreamsa.toybox.renderer import to_uint8
 from dreamsa.toybox.shapes import COLOURS, TOYS
 from dreamsa.toybox.tokenizer import new_tokenizer
 
@@ -86,10 +89,14 @@ def _pictures(folder: Path, count: int, seed: int) -> Pictures:
     return cached_pictures(folder / "pictures", count, seed)
 
 
-def _told(stage: str, steps: Iterable[FitStep]) -> Iterator[str]:
+def _told(folder: Path, stage: str, steps: Iterable[FitStep]) -> Iterator[str]:
     for at in steps:
         if at.step % 100 == 0:
             yield f"{stage}: step {at.step}, loss {at.loss:.4f}, {at.seconds:.2f} s a step"
+        if at.step % 500 == 0:
+            draw_losses(folder)
+    if (folder / "log.jsonl").exists():
+        yield f"{stage}: losses drawn in {draw_losses(folder)}"
 
 
 def _dual_encoder(
@@ -98,7 +105,7 @@ def _dual_encoder(
     torch.manual_seed(seed)
     tokenizer = CLIPTokenizer.from_pretrained(start) if start else new_tokenizer()
     model = (load_dual_encoder(start) if start else new_dual_encoder(tokenizer)).to(device)
-    yield from _told(stage, train_dual_encoder(folder, model, tokenizer, pictures, fit_config(stage, steps), seed))
+    yield from _told(folder, stage, train_dual_encoder(folder, model, tokenizer, pictures, fit_config(stage, steps), seed))
     model.to("cpu", torch.float16).save_pretrained(out)
     tokenizer.save_pretrained(out)
     yield f"{stage}: written to {out}"
@@ -108,7 +115,9 @@ def _autoencoder(folder: Path, pictures: Pictures, steps: int | None, seed: int,
     torch.manual_seed(seed)
     model = new_autoencoder().to(device)
     config = fit_config("autoencoder", steps)
-    yield from _told("autoencoder", train_autoencoder(folder / "autoencoder", model, pictures, config, seed, batch=16))
+    yield from _told(
+        folder / "autoencoder", "autoencoder", train_autoencoder(folder / "autoencoder", model, pictures, config, seed, batch=16)
+    )
     model.cpu().save_pretrained(folder / "autoencoder" / "final")
     yield f"autoencoder: reconstructs with {reconstruction_psnr(model, pictures, seed):.1f} dB"
 
@@ -157,7 +166,8 @@ def _diffusion(
     yield f"diffusion: {len(latents)} latents with standard deviation {scale:.3f}"
     scaled, labels = (latents.float() / scale).half(), np.concatenate([pictures.labels] * 2)
     towers = (unet.to(device), text_encoder.to(device), tokenizer)
-    yield from _told("diffusion", train_diffusion(folder / "diffusion", *towers, scaled, labels, fit_config("diffusion", steps), seed))
+    config = fit_config("diffusion", steps)
+    yield from _told(folder / "diffusion", "diffusion", train_diffusion(folder / "diffusion", *towers, scaled, labels, config, seed))
     out = folder / "toybox-sd"
     pipeline = assemble(tokenizer, text_encoder.cpu(), autoencoder.half(), unet.cpu().half())
     pipeline.save_pretrained(out)  # the text tower in float32: transformers keeps a file's dtype where diffusers makes it float32
@@ -167,4 +177,7 @@ def _diffusion(
         path.write_text(json.dumps(facts, indent=2) + "\n")
     words = {"objects": list(TOYS), "colours": [*COLOURS, "black", "gray"], "held_out": [f"{c} {n}" for c, n in sorted(HELD_OUT)]}
     (out / VOCABULARY).write_text(json.dumps({**words, "version": __version__, "seed": seed}, indent=2) + "\n")
-    yield f"diffusion: written to {out}"
+    texts = [caption(name, view=view) for name in TOYS for view in VIEWS]
+    images = sample(StableDiffusionPipeline.from_pretrained(out, safety_checker=None, dtype=torch.float32), texts, seed)
+    write_png(contact_sheet(to_uint8(images), columns=24), folder / "samples.png")
+    yield f"diffusion: written to {out}; one picture of every object and view in {folder / 'samples.png'}"

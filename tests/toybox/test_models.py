@@ -3,6 +3,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 from torch import nn
 from transformers import CLIPTokenizer
@@ -13,7 +14,7 @@ from dreamsa.toybox import recipe
 from dreamsa.toybox.captions import LOOK_ALIKE, WORDS
 from dreamsa.toybox.dataset import NAMES, UNTOLD, Pictures
 from dreamsa.toybox.dual_encoder import _moved, draw_shares, random_captions, targets_of
-from dreamsa.toybox.fit import FitConfig, cosine_lr, fit
+from dreamsa.toybox.fit import FitConfig, cosine_lr, draw_losses, fit
 from dreamsa.toybox.renderer import render_solid
 from dreamsa.toybox.shapes import build
 from dreamsa.toybox.tokenizer import MAX_LENGTH, new_tokenizer
@@ -70,6 +71,13 @@ def test_an_interrupted_training_ends_where_an_unbroken_one_does(tmp_path, stop)
     assert torch.equal(whole, again)
     assert [at.step for at in logged] == list(range(5, 41, 5))
     assert logged[-1].loss < logged[0].loss
+
+
+def test_losses_are_drawn(tmp_path):
+    train(tmp_path, 40)
+    with Image.open(draw_losses(tmp_path)) as picture:
+        assert picture.size == (700, 300)
+        assert len(set(picture.convert("L").getdata())) > 20  # there is something on it
 
 
 def test_a_finished_training_is_not_run_again(tmp_path):
