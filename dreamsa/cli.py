@@ -399,7 +399,7 @@ def train(
     steps
         Optimizer steps of the stage; default: the recipe's.
     start
-        A folder that holds a finished toybox-sd, such as assets: train its UNet further, keep its text tower and autoencoder.
+        A folder that holds a finished toybox-sd and toybox-clip, such as assets: keep its autoencoder, train the rest further.
     """
     from dreamsa.toybox.recipe import train_toybox
 

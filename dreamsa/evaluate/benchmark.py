@@ -80,7 +80,7 @@ PAIRS: tuple[Pair, ...] = tuple(
 CONTROLS = ("B", "E", "F")
 """What ascent has to beat: no escape, a random one, and Perturb-and-Revise's."""
 RECIPE = Recipe(steps=500, ascent_steps=100)
-PARENT_STEPS = 1500
+PARENT_STEPS = preset("toybox", "").steps
 
 
 @dataclass(frozen=True)

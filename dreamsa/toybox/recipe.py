@@ -62,8 +62,9 @@ def train_toybox(
     where = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
     stages: Iterable[str] = ("pictures", "text", "autoencoder", "diffusion", "judge") if stage == "all" else (stage,)
     if start is not None:
-        if not (start / "toybox-sd" / "model_index.json").is_file():
-            raise ValueError(f"There is no finished model to start from at {start / 'toybox-sd'}. Give a folder that holds toybox-sd.")
+        for name, file in (("toybox-sd", "model_index.json"), ("toybox-clip", "config.json")):
+            if not (start / name / file).is_file():
+                raise ValueError(f"There is no finished model to start from at {start / name}. Give a folder that holds {name}.")
         if stage in ("text", "autoencoder"):
             raise ValueError(f"With --start the stage {stage} is taken from {start}; there is nothing to train. Leave one of the two out.")
         stages = [one for one in stages if one not in ("text", "autoencoder")]

@@ -17,7 +17,7 @@ except ImportError as error:
 
 from dreamsa import __version__, api
 from dreamsa.checkpoint import write_atomic
-from dreamsa.config import EDIT_STEPS, PRESETS, RunConfig, parse_setting, preset
+from dreamsa.config import ASCENDING, EDIT_STEPS, PRESETS, RunConfig, parse_setting, preset
 from dreamsa.guidance.stable_diffusion import KNOWN_MODELS, TOYBOX, ModelConfig, vocabulary
 from dreamsa.runs import RunError, runs_folder
 from dreamsa.web import commands, examples, markup, pace, pictures
@@ -238,7 +238,7 @@ def _parts_of_run(
     """(what it depends on, how to make it) of each component that shows the run; `compared` None means the run's own parent."""
     run = desk.manager.find(status.id)
     record, config = run.record, pace.config_of(run)
-    ascent = config.edit.ascent_steps if config.edit and config.edit.escape == "anneal" else 0
+    ascent = config.edit.ascent_steps if config.edit and config.edit.escape in ASCENDING else 0
     others = [(label, name) for label, name in finished if name != run.id]
     there = [name for _, name in others]
     if compared is None:

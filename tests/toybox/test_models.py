@@ -1,3 +1,4 @@
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -173,6 +174,12 @@ def test_a_finished_model_takes_the_place_of_the_stages_before_the_unet(told, tm
 def test_a_stage_that_a_start_already_has_is_refused(stage, tmp_path):
     with pytest.raises(ValueError, match="nothing to train"):
         list(recipe.train_toybox(tmp_path, stage, 1, 10, 0, "cpu", asset("toybox-sd").parent))
+
+
+def test_a_start_needs_its_judge_too(told, tmp_path):
+    shutil.copytree(asset("toybox-sd"), tmp_path / "toybox-sd")
+    with pytest.raises(ValueError, match=r"no finished model to start from at .*toybox-clip\. Give a folder that holds toybox-clip"):
+        told(tmp_path, tmp_path)
 
 
 def test_a_folder_without_a_finished_model_is_no_start(told, tmp_path):
