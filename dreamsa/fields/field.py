@@ -32,8 +32,8 @@ class FieldConfig:
     """Height of the density bias blob_density * (1 - |x| / blob_radius) before softplus (Magic3D, arXiv:2211.10440)."""
     blob_radius: float = 0.5
     activation: Activation = "softplus"
-    """What makes a density of the MLP's output. softplus grows slowly, which score distillation needs; exp (Instant-NGP, app. E) reaches an
-    opaque surface in few steps, for fitting photographs."""
+    """What makes a density of the MLP's output. softplus grows linearly; exp (Instant-NGP, app. E) reaches an
+    opaque surface in fewer steps, for fitting photographs."""
     view_dependent: bool = False
     """Colours that change with the direction they are seen from, for fitting photographs. Score distillation wants them to stay."""
 
