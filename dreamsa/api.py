@@ -25,7 +25,7 @@ from dreamsa.fields.hashgrid import resolve_backend
 from dreamsa.guidance.prompts import VIEWS, ViewPrompt, check_prompt
 from dreamsa.guidance.stable_diffusion import ModelConfig, StableDiffusion, check_prompt_words, locate_model
 from dreamsa.processes import Processes
-from dreamsa.render.cameras import CameraConfig, camera_rays, orbit
+from dreamsa.render.cameras import CameraConfig, Cameras, camera_rays, orbit
 from dreamsa.render.shading import depth_normals
 from dreamsa.runs import Run, RunError, find_run, list_runs, new_run, runs_folder
 from dreamsa.scene import Scene
@@ -33,6 +33,7 @@ from dreamsa.train import MAX_SKIPPED, GuidanceFailed, StepResult, Training, dis
 
 if TYPE_CHECKING:
     from dreamsa.export.files import Format
+    from dreamsa.export.project import Photograph
 
 PREVIEW_SECONDS = 5.0
 Channel = Literal["rgb", "depth", "normal"]
@@ -512,7 +513,7 @@ def export(
     try:
         asset = make_asset(
             scene.query, *scene.box(), resolution=resolution, faces=faces, colour=kinds.get(format, colour), texture=texture,
-            device=device, stage=stage,
+            photographs=lambda: photographs(scene, around(found.config.camera)), device=device, stage=stage,
         )  # fmt: skip
     except EmptyScene as error:
         raise EmptyScene(
@@ -524,6 +525,25 @@ def export(
     path.parent.mkdir(exist_ok=True)  # mesh-obj
     write_asset(asset, path, format, about, scale, unlit)
     return path
+
+
+def photographs(scene: Scene, cameras: Cameras, size: int = 40) -> "list[Photograph]":
+    """Pictures of the object's own colours, without background, for an export to fit its colours to. Few pixels do: only the smooth part of the
+    difference is asked for."""
+    from dreamsa.export.project import Photograph
+
+    view = scene.look(cameras, size, 0.0)
+    opacity = view.opacity.cpu().double().numpy()
+    own = np.clip(view.rgb.movedim(1, -1).cpu().double().numpy() / np.maximum(opacity, 1e-3)[..., None], 0, 1)
+    poses, focals = cameras.pose.cpu().double().numpy(), cameras.focal.tolist()
+    return [Photograph(*one) for one in zip(poses, focals, own, opacity, strict=True)]
+
+
+def around(config: CameraConfig) -> Cameras:
+    """24 viewing cameras all around and above the object; none of them is one of those that `dreamsa.evaluate` looks through."""
+    rings = ((0, 8, 10.0), (20, 8, 32.5), (45, 6, 0.0), (80, 2, 0.0))  # elevation and number of cameras, azimuth of the first
+    orbits = [orbit([first + 360 * i / n for i in range(n)], elevation, **viewing_camera(config)) for elevation, n, first in rings]
+    return Cameras(*(torch.cat(values) for values in zip(*(vars(one).values() for one in orbits), strict=True)))
 
 
 def _mesh_path(run: Run, format: str, out: Path | str | None) -> Path:

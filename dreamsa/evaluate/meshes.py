@@ -141,15 +141,21 @@ def measure_photographs(file: Path, out: Path, steps: int = 2000, samples: int =
     for _ in fit_scene(load_photographs(file, "train"), scene.field, scene.occupancy, steps, samples, 0):
         pass
     with np.load(file, allow_pickle=False) as arrays:
-        poses, focal = arrays["test_poses"], float(arrays["focal"]) / arrays["test_images"].shape[2]
-    poses = torch.from_numpy(poses[:: len(poses) // 8][:8, :3].astype(np.float32))
-    cameras = Cameras(poses, torch.full((8,), focal), torch.zeros(8), torch.zeros(8))
+        focal = float(arrays["focal"]) / arrays["test_images"].shape[2]
+        cameras, others = (_some(arrays[f"{split}_poses"], n, focal) for split, n in (("test", 8), ("train", 24)))
     path = out / f"{file.stem}.glb"
 
     def export() -> None:
-        write_asset(make_asset(scene.query, *scene.box(), **options), path, "glb", {"prompt": file.stem})
+        asset = make_asset(scene.query, *scene.box(), photographs=lambda: api.photographs(scene, others), **options)
+        write_asset(asset, path, "glb", {"prompt": file.stem})
 
     return measure(file.stem, scene, cameras, path, export)
+
+
+def _some(poses: np.ndarray, count: int, focal: float) -> Cameras:
+    """`count` of the cameras, evenly spread over the list."""
+    chosen = torch.from_numpy(poses[:: len(poses) // count][:count, :3].astype(np.float32))
+    return Cameras(chosen, torch.full((count,), focal), torch.zeros(count), torch.zeros(count))
 
 
 def table(rows: list[dict[str, Any]]) -> str:

@@ -1,6 +1,6 @@
 """From a field to something that can be written to a file: geometry first, then fewer faces, then UVs, then colours."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -10,6 +10,7 @@ from jaxtyping import Float, Float32, UInt8
 from dreamsa.export import bake
 from dreamsa.export.bake import Charts, QueryFn
 from dreamsa.export.mesh import Grid, Level, Surface, decimate, find_solid, march, sample_density, vertex_normals
+from dreamsa.export.project import Photograph, correction
 
 Colour = Literal["texture", "vertex", "none"]
 
@@ -34,6 +35,7 @@ def make_asset(
     faces: int | None = 20_000,
     colour: Colour = "texture",
     texture: int = 1024,
+    photographs: Callable[[], Sequence[Photograph]] = lambda: (),
     device: torch.device | str = "cpu",
     stage: Callable[[str], None] = lambda text: None,
 ) -> Asset:
@@ -45,6 +47,7 @@ def make_asset(
         resolution: Cells along the box' longest side.
         faces: Most faces; None keeps all that marching cubes makes.
         texture: Side of the texture, texels.
+        photographs: Takes pictures of the scene from all around, to which the colours are fitted (see project.py); by default none.
         stage: Is told what is being done, in a few words.
 
     Raises:
@@ -66,13 +69,15 @@ def make_asset(
     def colours(points: Float[np.ndarray, "n 3"], across: Float[np.ndarray, "n 3"]) -> Float32[np.ndarray, "n 3"]:
         return bake.colours_at(query, points, across, 4 * grid.cell, inside, device)
 
+    stage("colours")
+    baked = colours(surface.vertices, normals)
+    missing = correction(surface, normals, baked, photographs())
     if colour == "vertex":
-        stage(f"colours of {len(surface.vertices)} vertices")
-        return Asset(surface, normals, level, colours=bake.to_bytes(colours(surface.vertices, normals)))
+        return Asset(surface, normals, level, colours=bake.to_bytes(baked + missing))
     stage(f"UVs of {len(surface.faces)} faces")
     charts = bake.unwrap(surface, texture)
     stage(f"texture of {texture} x {texture}")
-    return Asset(surface, normals, level, charts, bake.bake(charts, surface, normals, texture, colours))
+    return Asset(surface, normals, level, charts, bake.bake(charts, surface, normals, texture, colours, missing))
 
 
 def reach(grid: Grid, solid: Grid) -> float:

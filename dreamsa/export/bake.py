@@ -96,12 +96,14 @@ def bake(
     normals: Float[np.ndarray, "n 3"],
     size: int,
     colours: Callable[[Float[np.ndarray, "t 3"], Float[np.ndarray, "t 3"]], Float32[np.ndarray, "t 3"]],
+    missing: Float[np.ndarray, "n 3"],
 ) -> UInt8[np.ndarray, "{size} {size} 3"]:
     """The texture, sRGB as the field's colours are: row 0 is the top. Every texel outside the charts takes the nearest chart's
     colour, so that filtering never reaches a foreign one.
 
     Args:
         colours: (points, unit normals) -> rgb in [0, 1].
+        missing: Added to them, per vertex of the surface, and between vertices by interpolation.
     """
     face_of, weights = np.full((size, size), -1, np.int32), np.zeros((size, size, 3), np.float32)
     flat = np.stack([charts.uv[:, 0] * size, (1 - charts.uv[:, 1]) * size, np.zeros(len(charts.uv))], 1)
@@ -111,7 +113,8 @@ def bake(
     across = (normals[corners] * share).sum(1)
     across /= np.maximum(np.linalg.norm(across, axis=1, keepdims=True), 1e-9)
     picture = np.zeros((size, size, 3), np.uint8)
-    picture[covered] = to_bytes(colours((surface.vertices[corners] * share).sum(1), across))
+    found = colours((surface.vertices[corners] * share).sum(1), across)
+    picture[covered] = to_bytes(found + (missing[corners] * share).sum(1).astype(np.float32))
     nearest = ndimage.distance_transform_edt(~covered, return_distances=False, return_indices=True)
     return picture[tuple(nearest)]  # pyright: ignore[reportArgumentType]
 

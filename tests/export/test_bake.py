@@ -40,7 +40,7 @@ def test_a_texture_holds_the_colour_of_each_point_and_nothing_foreign_beside_it(
         seen.append(len(points))
         return np.where(points[:, 2:] > 0, (0.9, 0.2, 0.1), (0.1, 0.3, 0.8)).astype(np.float32)
 
-    picture = bake(charts, sphere, vertex_normals(sphere), 128, colours)
+    picture = bake(charts, sphere, vertex_normals(sphere), 128, colours, np.zeros_like(sphere.vertices))
     assert 0.4 * 128**2 < sum(seen) < 128**2
     texels = {tuple(texel) for texel in picture.reshape(-1, 3)}
     assert texels == {(230, 51, 26), (26, 77, 204)}  # the gaps between charts too
