@@ -91,3 +91,19 @@ def test_vertex_colours_are_those_of_the_field():
     assert asset.picture is None
     top = (asset.surface.vertices[:, 2] > 0.28) & (np.abs(asset.surface.vertices[:, :2] - (0.1, -0.05)) < 0.2).all(1)
     np.testing.assert_allclose(asset.colours[top], np.tile((26, 51, 179), (top.sum(), 1)), atol=1)
+
+
+def test_what_is_missing_is_added_between_the_vertices_too(sphere):
+    charts = unwrap(sphere, 128)
+    missing = np.stack([0.25 * sphere.vertices[:, 2], np.zeros(len(sphere.vertices)), np.full(len(sphere.vertices), 0.2)], 1)
+    seen = []
+
+    def colours(points, normals):
+        seen.append(points)
+        return np.full((len(points), 3), 0.4, np.float32)
+
+    picture = bake(charts, sphere, vertex_normals(sphere), 128, colours, missing).astype(int)
+    assert (picture[:, :, 1:] == (102, 153)).all()
+    reds = np.unique(picture[:, :, 0])
+    np.testing.assert_allclose(reds[[0, -1]], 255 * (0.4 + 0.25 * np.array([-0.4, 0.4])), atol=1)
+    assert len(reds) > 40  # no steps from face to face
