@@ -96,10 +96,8 @@ def test_vertex_colours_are_those_of_the_field():
 def test_what_is_missing_is_added_between_the_vertices_too(sphere):
     charts = unwrap(sphere, 128)
     missing = np.stack([0.25 * sphere.vertices[:, 2], np.zeros(len(sphere.vertices)), np.full(len(sphere.vertices), 0.2)], 1)
-    seen = []
 
     def colours(points, normals):
-        seen.append(points)
         return np.full((len(points), 3), 0.4, np.float32)
 
     picture = bake(charts, sphere, vertex_normals(sphere), 128, colours, missing).astype(int)
