@@ -1,9 +1,13 @@
 import numpy as np
 import trimesh
 
+from dreamsa import api
 from dreamsa.export.mesh import Surface, vertex_normals
 from dreamsa.export.project import Photograph, correction
-from dreamsa.render.cameras import orbit
+from dreamsa.fields.field import FieldConfig
+from dreamsa.render.cameras import CameraConfig, orbit
+from dreamsa.render.volume import RenderConfig
+from dreamsa.scene import Scene
 
 MESH = trimesh.creation.icosphere(4, radius=0.4)
 BALL = Surface(np.asarray(MESH.vertices, float), np.asarray(MESH.faces))
@@ -61,3 +65,18 @@ def test_left_is_left_and_up_is_up():
     assert (missing[seen & (across > 0.05), 0] < 0.05).all()
     assert (missing[seen & (BALL.vertices[:, 2] > 0.05), 1] > 0.3).all()
     assert (missing[seen & (BALL.vertices[:, 2] < -0.05), 1] < 0.05).all()
+
+
+def test_pictures_of_a_scene_hold_the_objects_own_colours():
+    """Over black, a picture is the object's own colour times its opacity."""
+    scene = Scene(FieldConfig(), RenderConfig(samples=32), 0)
+    scene.refresh(0, 0, full=True)
+    cameras = api.around(CameraConfig())
+    assert len(cameras) == 24
+    assert 15 not in cameras.elevation_deg.round().tolist()  # where evaluations look from
+    view = scene.look(cameras[0:1], 16, 0.0)
+    [taken] = api.photographs(scene, cameras[0:1], 16)
+    solid = taken.opacity > 0.05
+    assert solid.any()
+    np.testing.assert_allclose((taken.rgb * taken.opacity[..., None])[solid], view.rgb[0].movedim(0, -1).numpy()[solid], atol=1e-4)
+    assert taken.rgb.max() > view.rgb.max()
