@@ -367,8 +367,7 @@ def pictures(
     from dreamsa.toybox.renderer import to_uint8
 
     device = scene.occupancy.density.device
-    cameras = orbit([360 * i / count for i in range(count)], elevation_deg, **viewing_camera(camera))
-    cameras = type(cameras)(*(value.to(device) for value in (cameras.pose, cameras.focal, cameras.azimuth_deg, cameras.elevation_deg)))
+    cameras = orbit([360 * i / count for i in range(count)], elevation_deg, **viewing_camera(camera)).to(device)
     view = scene.look(cameras, resolution)
     if channel == "rgb":
         return to_uint8(view.rgb)

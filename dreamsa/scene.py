@@ -101,7 +101,7 @@ class Scene(nn.Module):
     @torch.no_grad()
     def look(self, cameras: Cameras, resolution: int, background: float | None = None) -> View:
         """Render for people: no jitter, albedo as trained, over a grey in [0, 1] or the scene's own background."""
-        views = []
+        views, cameras = [], cameras.to(self.occupancy.density.device)
         for i in range(len(cameras)):
             camera = cameras[i : i + 1]
             behind = self.background(camera, resolution) if background is None else torch.full((3,), background, device=camera.pose.device)

@@ -21,12 +21,15 @@ from dreamsa.train import draw_views, new_training, sds_step
 
 
 def median_ms(run: Callable[[], Any], rounds: int) -> float:
-    """Median wall-clock of `run`, milliseconds; one call before is not counted."""
+    """Median wall-clock of `run`, milliseconds, a GPU's work included; one call before is not counted."""
     run()
+    wait = torch.cuda.synchronize if torch.cuda.is_available() else lambda: None
     times = []
     for _ in range(rounds):
+        wait()
         started = time.perf_counter()
         run()
+        wait()
         times.append(time.perf_counter() - started)
     return round(1000 * statistics.median(times), 2)
 
@@ -147,6 +150,9 @@ def torch_indexing(config: HashGridConfig) -> Encode:
 
 
 def _peak_memory() -> int:
+    """The GPU's where there is one, else the process's."""
     import resource
 
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() // 2**20
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024

@@ -111,9 +111,7 @@ def distractors(prompt: str) -> list[str]:
 
 def fixed_views(scene: Scene, camera: CameraConfig, azimuths_deg: tuple[float, ...] = AZIMUTHS, resolution: int = 64) -> Views:
     """The scene from around, from where people look at it, over its own background."""
-    device = scene.occupancy.density.device
-    cameras = orbit(list(azimuths_deg), ELEVATION_DEG, **api.viewing_camera(camera))
-    view = scene.look(type(cameras)(*(value.to(device) for value in vars(cameras).values())), resolution)
+    view = scene.look(orbit(list(azimuths_deg), ELEVATION_DEG, **api.viewing_camera(camera)), resolution)
     return Views(view.rgb.cpu().clamp(0, 1), view.opacity.cpu(), azimuths_deg)
 
 

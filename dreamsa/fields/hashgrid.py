@@ -6,7 +6,7 @@ Every backend reads and writes one parameter layout, tiny-cuda-nn's: the levels'
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from math import ceil, log2
 from typing import Literal, get_args
 
@@ -90,29 +90,42 @@ class HashGridConfig:
         return self.resolutions[level] ** 3 <= self.sizes[level]
 
 
+LEVELS_AT_ONCE = 2**19
+"""Points times levels that the torch encoding takes in one go: few kernels where there are few points, little memory where there are many."""
+
+
 def encode_torch(config: HashGridConfig) -> Encode:
     """The reference: any device, any float dtype, differentiable in points and table. Gathers with F.embedding, whose
     gradient, unlike that of `table[index]`, is the same for every number of threads."""
     corners = torch.tensor([[i >> 2 & 1, i >> 1 & 1, i & 1] for i in range(8)])
+    primes = torch.tensor(PRIMES)
+    dense = torch.tensor([config.is_dense(level) for level in range(config.levels)])
+    strides = torch.tensor([[1, r, r * r] for r in config.resolutions])
+    scales = torch.tensor(config.scales, dtype=torch.float64)
+    whole = (corners, primes, dense, strides, scales, torch.tensor(config.sizes), torch.tensor(config.offsets[:-1]))
+
+    @lru_cache
+    def on(device: torch.device) -> tuple[Tensor, ...]:
+        return tuple(value.to(device) for value in whole)
+
+    def some_levels(points: Tensor, table: Tensor, levels: slice) -> Tensor:
+        shift, primes, *rest = on(points.device)
+        dense, strides, scales, sizes, offsets = (value[levels] for value in rest)
+        position = points[:, None] * scales.to(points.dtype)[:, None] + 0.5  # [n, levels, 3]
+        cell = position.floor()
+        fraction = (position - cell).unsqueeze(2)  # [n, levels, 1, 3]
+        lattice = cell.long().unsqueeze(2) + shift  # [n, levels, 8, 3]
+        product = lattice * torch.where(dense[:, None], strides, primes)[:, None]
+        x, y, z = product.unbind(-1)
+        index = torch.where(dense[:, None], x + y + z, (x ^ y ^ z) & 0xFFFFFFFF) % sizes[:, None] + offsets[:, None]
+        weights = torch.where(shift.bool(), fraction, 1 - fraction).prod(-1)  # [n, levels, 8]
+        corner_values = torch.nn.functional.embedding(index, table)  # [n, levels, 8, features]
+        return (weights.unsqueeze(-1) * corner_values).sum(2).flatten(1)
 
     def encode(points: Tensor, table: Tensor) -> Tensor:
-        shift = corners.to(points.device)
-        encodings = []
-        for level, (scale, resolution, size) in enumerate(zip(config.scales, config.resolutions, config.sizes, strict=True)):
-            position = points * scale + 0.5
-            cell = position.floor()
-            fraction = (position - cell).unsqueeze(1)  # [n, 1, 3]
-            lattice = cell.long().unsqueeze(1) + shift  # [n, 8, 3]
-            if config.is_dense(level):
-                index = lattice[..., 0] + resolution * (lattice[..., 1] + resolution * lattice[..., 2])
-            else:
-                hashed = lattice * torch.tensor(PRIMES, device=points.device)
-                index = (hashed[..., 0] ^ hashed[..., 1] ^ hashed[..., 2]) & 0xFFFFFFFF
-            index = index % size + config.offsets[level]
-            weights = torch.where(shift.bool(), fraction, 1 - fraction).prod(-1)  # [n, 8]
-            corner_values = torch.nn.functional.embedding(index, table)  # [n, 8, features]
-            encodings.append((weights.unsqueeze(-1) * corner_values).sum(1))
-        return torch.cat(encodings, dim=-1)
+        at_once = max(LEVELS_AT_ONCE // max(len(points), 1), 1)
+        parts = [some_levels(points, table, slice(first, first + at_once)) for first in range(0, config.levels, at_once)]
+        return torch.cat(parts, dim=-1)
 
     return encode
 

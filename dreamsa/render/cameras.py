@@ -70,6 +70,9 @@ class Cameras:
     def __getitem__(self, index: slice) -> "Cameras":
         return Cameras(self.pose[index], self.focal[index], self.azimuth_deg[index], self.elevation_deg[index])
 
+    def to(self, device: torch.device | str) -> "Cameras":
+        return Cameras(*(value.to(device) for value in (self.pose, self.focal, self.azimuth_deg, self.elevation_deg)))
+
 
 def look_at_pose(
     azimuth_deg: Float[Tensor, "b"],
