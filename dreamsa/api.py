@@ -155,7 +155,7 @@ def edit(
     step count and with it every schedule, and the occupancy grid.
 
     Args:
-        escape: anneal, plain, fresh, noise, interpolate or regularizers; see EditConfig.
+        escape: auto, anneal, plain, fresh, noise, interpolate or regularizers; see EditConfig.
         steps: All steps of the edit, the ascent's among them.
         scale: S, the factor on the learning rate while ascending.
         displacement: How far noise or interpolate move each parameter group, in place of what scale and eta say.
@@ -313,6 +313,8 @@ def _train(run: Run, config: RunConfig, parent: Run | None, going_on: bool, proc
                     _log(run, result, displacement(training.optimizer, start.values[0]) if start.values else None)
                 if time.monotonic() - shown > PREVIEW_SECONDS or done:
                     preview, shown = _preview(run, training), time.monotonic()
+                if training.race is not None and training.step == 2 * training.race.steps + 1:
+                    run.update(decision=training.race.decision)
                 if training.step % config.save_every == 0 and not done:
                     _save(run, training)
             left = (config.steps - training.step) * seconds
@@ -323,7 +325,7 @@ def _train(run: Run, config: RunConfig, parent: Run | None, going_on: bool, proc
         raise
     if first:
         _save(run, training)
-        write_outputs(run, training.scene)
+        write_outputs(run, training.scene, config.turntable)
         run.update(status="finished", step=training.step, skipped=training.skipped)
 
 
@@ -385,12 +387,12 @@ def _preview(run: Run, training: Training) -> Path:
 
 
 def write_outputs(run: Run, scene: Scene, frames: int = 60, resolution: int = 128) -> list[Path]:
-    """Turntable (mp4 and webp), contact sheet and README of a run. Returns what was written."""
+    """Turntable (mp4 and webp) of that many frames, contact sheet and README of a run. Returns what was written."""
     camera = run.config.camera
-    made = pictures(scene, camera, frames, resolution)
-    sheet = contact_sheet(np.concatenate([made[:: frames // 8][:8], pictures(scene, camera, 4, resolution, 70.0)]), 4)
+    made = pictures(scene, camera, frames or 8, resolution)
+    sheet = contact_sheet(np.concatenate([made[:: len(made) // 8][:8], pictures(scene, camera, 4, resolution, 70.0)]), 4)
     write_png(sheet, run.path / "contact_sheet.png")
-    turntables = _write_turntable(made, run.path / "turntable")
+    turntables = _write_turntable(made, run.path / "turntable") if frames else []
     checkpoint.write_atomic(run.path / "README.md", _readme(run).encode())
     return [run.path / "contact_sheet.png", *turntables, run.path / "README.md"]
 
@@ -413,7 +415,8 @@ def _readme(run: Run) -> str:
     return (
         f"# {record['prompt']}\n\n![twelve views](contact_sheet.png)\n\n"
         + (f"Made by editing:\n\n{lineage}\n\n" if lineage else "")
-        + f"Turntable: `turntable.mp4`, `turntable.webp`. {record['steps']} steps, seed {run.config.seed}, dreamsa {record['version']}.\n\n"
+        + ("Turntable: `turntable.mp4`, `turntable.webp`. " if (run.path / "turntable.webp").exists() else "")
+        + f"{record['steps']} steps, seed {run.config.seed}, dreamsa {record['version']}.\n\n"
         + f'Change it: `dreamsa edit {record["id"]} "a new prompt"`\n\n'
         + f"Take it along as a mesh: `dreamsa export {record['id']} --format glb`\n"
     )

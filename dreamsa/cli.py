@@ -35,7 +35,7 @@ app.command(benchmark)
 QUIET_LIBRARIES = {"TRANSFORMERS_VERBOSITY": "error", "DIFFUSERS_VERBOSITY": "error", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
 """What keeps other libraries' notes and bars out of our output."""
 
-Escape = Literal["anneal", "plain", "fresh", "noise", "interpolate", "regularizers"]
+Escape = Literal["auto", "anneal", "plain", "fresh", "noise", "interpolate", "regularizers"]
 Preset = Literal["toybox", "paper", "sd"]
 
 
@@ -119,7 +119,7 @@ def edit(
     prompt
         What it should become.
     escape
-        How to leave the parent's local minimum: anneal (ours), plain (descend only), fresh (from scratch), noise
+        How to leave the parent's local minimum: auto (try resuming and scratch, go on with the better), anneal (ascend first), plain (descend only), fresh (from scratch), noise
         (one random displacement), interpolate (towards a random scene), regularizers (a control: ascend the opacity regulariser).
     moments
         Whether the optimizer forgets what it gathered on the parent's prompt.

@@ -15,7 +15,7 @@ from dreamsa.render.cameras import CameraConfig
 from dreamsa.render.volume import RenderConfig
 from dreamsa.sds import SDSConfig
 
-Escape = Literal["anneal", "plain", "fresh", "noise", "interpolate", "regularizers"]
+Escape = Literal["auto", "anneal", "plain", "fresh", "noise", "interpolate", "regularizers"]
 ESCAPES: tuple[Escape, ...] = get_args(Escape)
 ASCENDING: tuple[Escape, ...] = ("anneal", "regularizers")
 """The escapes that ascend for a while."""
@@ -72,7 +72,8 @@ class EditConfig:
     parent: str
     """Id of the run that the scene was taken from."""
     escape: Escape = "anneal"
-    """anneal: ascend on the new prompt, then descend. plain: descend only. fresh: start from scratch. noise: one random
+    """auto: try resuming and starting from scratch, and go on with what has come nearer to the prompt (see `dreamsa.auto`).
+    anneal: ascend on the new prompt, then descend. plain: descend only. fresh: start from scratch. noise: one random
     displacement, then descend. interpolate: move towards a random scene, then descend (Perturb-and-Revise). regularizers: as
     anneal, but what ascends is the opacity regulariser alone: the control that knows nothing of the new prompt."""
     ascent_steps: int = 0
@@ -124,6 +125,8 @@ class RunConfig:
     edit: EditConfig | None = None
     save_every: int = 500
     """Steps between checkpoints."""
+    turntable: int = 60
+    """Frames of the turntable that a finished run gets; 0 makes none."""
 
     def __post_init__(self) -> None:
         if not 1 <= self.steps <= 1_000_000:
@@ -132,10 +135,14 @@ class RunConfig:
             raise ValueError(f"seed must lie in [0, 2^63), got {self.seed}.")
         if not 1 <= self.save_every <= 1_000_000:
             raise ValueError(f"save_every must lie in [1, 1000000] steps, got {self.save_every}.")
+        if self.turntable != 0 and not 8 <= self.turntable <= 1000:
+            raise ValueError(f"turntable must be 0 or lie in [8, 1000] frames, got {self.turntable}.")
         if self.edit is not None and self.edit.ascent_steps >= self.steps:
             raise ValueError(
                 f"edit.ascent_steps must be below steps = {self.steps}, got {self.edit.ascent_steps}. An edit that only climbs never lands."
             )
+        if self.edit is not None and self.edit.escape == "auto" and self.steps < 12:
+            raise ValueError(f"The escape auto tries two ways before it decides: it needs at least 12 steps, got {self.steps}.")
 
 
 def preset(name: PresetName, prompt: str) -> RunConfig:

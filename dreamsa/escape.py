@@ -12,10 +12,12 @@ from dreamsa.annealing import (
     Move,
     ResetMoments,
     Rule,
+    StepTransform,
     Window,
     direction_to,
     random_direction,
 )
+from dreamsa.auto import RESUMED, SCRATCH, tried_steps
 from dreamsa.config import ASCENDING, EditConfig, RunConfig
 from dreamsa.scene import Scene
 
@@ -25,12 +27,19 @@ def rules_for(config: RunConfig) -> list[Rule]:
 
     anneal ascends for `ascent_steps` at `scale` times the learning rate, moments forgotten at both edges (thesis, eq. 9);
     regularizers does the same with the opacity regulariser in place of score distillation (see `train.objective`). noise, interpolate
-    and fresh move once, then descend. All but a plain edit that keeps its moments start with none.
+    and fresh move once, then descend. auto resumes for a while, then starts from scratch for as long; what follows is `auto.Race`'s. All but a plain
+    edit that keeps its moments start with none.
     """
     edit = config.edit
     if edit is None:
         return []
     reset = (ResetMoments(),)
+    if edit.escape == "auto":
+        tried, fresh = tried_steps(config), Interpolate(1.0, lambda _: _fresh_parameters(config))
+        return [
+            Rule(Window(0, tried), StepTransform(), on_open=reset, phase=f"try {RESUMED}"),
+            Rule(Window(tried, tried), StepTransform(), on_open=(fresh, *reset), phase=f"try {SCRATCH}"),
+        ]
     if edit.escape in ASCENDING and edit.ascent_steps:
         phase = "ascend" if edit.escape == "anneal" else "ascend regularizers"
         return [Rule(Window(0, edit.ascent_steps), GradientAscent(edit.scale), on_open=reset, on_close=reset, phase=phase)]
@@ -66,6 +75,8 @@ def last_reset(config: RunConfig, step: int) -> int | None:
         return 0
     if edit.escape in ASCENDING and edit.ascent_steps:
         return edit.ascent_steps if step >= edit.ascent_steps else 0
+    if edit.escape == "auto" and step >= tried_steps(config):
+        return tried_steps(config)
     return None if edit.escape == "plain" and edit.moments == "keep" else 0
 
 

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from dreamsa import checkpoint
 from dreamsa.annealing import Annealer
+from dreamsa.auto import Race, tried_steps
 from dreamsa.config import LossConfig, OptimizerConfig, RunConfig
 from dreamsa.escape import last_reset, rules_for
 from dreamsa.guidance.prompts import ViewPrompt
@@ -76,6 +77,8 @@ class Training:
     step: int = 0
     skipped_in_a_row: int = 0
     skipped: int = 0
+    race: Race | None = None
+    """What the escape `auto` has found so far; None for any other run."""
 
     def save(self, folder: Path) -> None:
         """Write a checkpoint; see `dreamsa.checkpoint`."""
@@ -87,7 +90,10 @@ class Training:
             "annealer": self.annealer.state_dict(),
             "optimizer": optimizer,
         }
-        checkpoint.save(folder, {"scene": self.scene.tensors(), "training": tensors}, state)
+        groups = {"scene": self.scene.tensors(), "training": tensors}
+        if self.race is not None:
+            groups["race"], state["race"] = self.race.tensors(), self.race.state()
+        checkpoint.save(folder, groups, state)
 
     def load(self, folder: Path) -> None:
         """Take up a checkpoint exactly."""
@@ -97,6 +103,8 @@ class Training:
         self.annealer.load_state_dict(state["annealer"])
         self.step, self.skipped = state["step"], state["skipped"]
         self.skipped_in_a_row = state["skipped_in_a_row"]
+        if self.race is not None:
+            self.race.restore(tensors["race"], state["race"])
 
 
 def new_optimizer(scene: Scene, config: OptimizerConfig) -> torch.optim.Adam:
@@ -109,7 +117,8 @@ def new_training(config: RunConfig, device: torch.device | str = "cpu") -> Train
     """A run at its very beginning."""
     scene = Scene(config.field, config.render, config.seed, device)
     optimizer = new_optimizer(scene, config.optimizer)
-    return Training(config, scene, optimizer, Annealer(optimizer, rules_for(config)))
+    race = Race(tried_steps(config)) if config.edit is not None and config.edit.escape == "auto" else None
+    return Training(config, scene, optimizer, Annealer(optimizer, rules_for(config)), race=race)
 
 
 def rate_factor(config: RunConfig, step: int) -> float:
@@ -165,6 +174,8 @@ def displacement(optimizer: torch.optim.Optimizer, start: Mapping[Tensor, Tensor
 def sds_step(training: Training, score: ScoreModel, prompt: ViewPrompt, processes: Processes = Processes()) -> StepResult:
     """One update of the scene: look at it, noise it, ask the score model, step."""
     started, config, scene, step = time.monotonic(), training.config, training.scene, training.step
+    if training.race is not None:
+        training.race.turn(training, score, prompt)
     training.annealer.begin()
     if step == 0 or training.annealer.edge or step % config.render.occupancy_every == 0:
         scene.refresh(config.seed, step, full=step == 0 or training.annealer.edge)

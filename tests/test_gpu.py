@@ -56,6 +56,20 @@ def test_half_precision_guidance_points_where_single_precision_does():
     assert torch.nn.functional.cosine_similarity(*predicted, dim=0) > 0.999
 
 
+def test_a_replayed_unet_says_what_the_unet_says():
+    """Other inputs than those of the capture, and another batch."""
+    score = StableDiffusion.load(preset("toybox", "a rabbit").model, "cuda")
+    rng = torch.Generator("cuda").manual_seed(0)
+    for batch in (2, 2, 4):
+        latents = torch.randn(batch, *score.encode(torch.rand(1, 3, 64, 64, device="cuda")).shape[1:], generator=rng, device="cuda").half()
+        times = torch.randint(1000, (batch,), generator=rng, device="cuda")
+        texts = score.embed(["a rabbit"] * batch).half()
+        with torch.no_grad():
+            torch.testing.assert_close(
+                score._run_unet(latents, times, texts), score._unet_output(latents, times, texts), atol=2e-2, rtol=2e-2
+            )
+
+
 def test_an_annealed_edit_runs_stops_and_goes_on(tmp_path):
     config = api.with_overrides(preset("toybox", "a rabbit"), {"steps": 40, "device": "cuda"})
     parent = api.generate(config=config, runs=tmp_path)

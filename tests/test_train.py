@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from tiny import tiny_config, tiny_edit, tiny_score
+from tiny import tiny_auto, tiny_config, tiny_edit, tiny_score
 
 from dreamsa import train
 from dreamsa.config import EditConfig, LossConfig
@@ -46,8 +46,8 @@ def test_descent_draws_what_the_score_model_wants():
     assert (corner - 0.5).abs().max() < 0.1
 
 
-@pytest.mark.parametrize("make", [tiny_config, tiny_edit])
-@pytest.mark.parametrize("stop", [1, 3, 4, 5, 6, 9, 11])
+@pytest.mark.parametrize("make", [tiny_config, tiny_edit, tiny_auto])
+@pytest.mark.parametrize("stop", [1, 2, 3, 4, 5, 6, 9, 11])
 def test_resume_is_bit_identical(tmp_path, make, stop):
     """n steps unbroken == k steps, save, load into fresh objects, n - k steps; in mid-ascent and at its edges too."""
     whole = new_training(make())

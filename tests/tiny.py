@@ -31,6 +31,11 @@ def tiny_edit(**changes) -> RunConfig:
     return tiny_config(**{"edit": EditConfig("parent", ascent_steps=5, scale=0.1), **changes})
 
 
+def tiny_auto(**changes) -> RunConfig:
+    """An edit that tries two ways for two steps each."""
+    return tiny_config(**{"edit": EditConfig("parent", "auto"), **changes})
+
+
 def tiny_score() -> GaussianMixture:
     """Pictures are latents; the ideal picture is a red square on grey."""
     mean = torch.full((1, 3, 16, 16), 0.5)

@@ -21,7 +21,7 @@ from dreamsa.evaluate.trials import (
     each,
     newest_run,
     result_of,
-    run_trial,
+    run_chain,
 )
 from dreamsa.export.video import write_png
 from dreamsa.runs import slug
@@ -79,7 +79,7 @@ PAIRS: tuple[Pair, ...] = tuple(
 )
 CONTROLS = ("B", "E", "F")
 """What ascent has to beat: no escape, a random one, and Perturb-and-Revise's."""
-RECIPE = Recipe(steps=500, ascent_steps=100)
+RECIPE = Recipe(steps=500, ascent_steps=100, overrides={"turntable": 0})
 PARENT_STEPS = preset("toybox", "").steps
 
 
@@ -203,10 +203,12 @@ def _benchmark(benchmark: Benchmark, workers: int, stop: Stop) -> Iterator[str]:
     for i, result in enumerate(each(make_parent, due, workers, stop), 1):
         said = "accepted" if result["accepted"] else "not accepted"
         yield f"parent {i}/{len(due)}: {result['prompt']}, seed {result['seed']}: {said}, object right in {100 * result['object_right']:.0f} % of views"
-    for wave in (0, 1):
-        trials = [trial for comparison in benchmark.comparisons for trial in comparison.due(wave)]
-        for i, result in enumerate(each(run_trial, trials, workers, stop), 1):
-            yield f"edit {i}/{len(trials)} of wave {wave + 1}: {told(result)}"
+    chains = [chain for comparison in benchmark.comparisons for chain in comparison.due]
+    waiting, number = sum(result_of(trial.folder) is None for chain in chains for trial in chain), 0
+    for finished in each(run_chain, chains, workers, stop):
+        for result in finished:
+            number += 1
+            yield f"edit {number}/{waiting}: {told(result)}"
     results = benchmark.results
     if any(results.values()):
         kinds = {kind: summary(own) for kind, own in benchmark.results_by_kind.items()}
@@ -299,6 +301,6 @@ def new_benchmark(
     """
     if not 1 <= seeds <= 1000:
         raise ValueError(f"seeds must lie in [1, 1000], got {seeds}.")
-    recipe = replace(RECIPE, judge=judge or EMBEDDED, overrides=overrides or {})
+    recipe = replace(RECIPE, judge=judge or EMBEDDED, overrides={**RECIPE.overrides, **(overrides or {})})
     whole = Benchmark(Path(out), arms=chosen_arms(arms), seeds=tuple(range(seeds)), recipe=recipe)
     return smoke(whole) if quick else whole

@@ -13,7 +13,19 @@ from dreamsa import api, checkpoint
 from dreamsa.config import EditConfig, edited
 from dreamsa.evaluate.judge import EMBEDDED, locate_judge
 from dreamsa.evaluate.metrics import Mean, student_mean, wilson
-from dreamsa.evaluate.trials import ARMS, MODEL_ARM, Recipe, Stop, Trial, chosen_arms, default_workers, each, result_of, run_trial
+from dreamsa.evaluate.trials import (
+    MODEL_ARM,
+    Recipe,
+    Stop,
+    Trial,
+    arm_of,
+    chosen_arms,
+    default_workers,
+    each,
+    edit_of,
+    result_of,
+    run_chain,
+)
 from dreamsa.guidance.prompts import check_prompt
 from dreamsa.runs import Run, RunError, find_run, runs_folder, slug
 
@@ -49,16 +61,13 @@ class Comparison:
         return Trial(self.folder / arm / f"seed-{seed}", self.parent, self.prompt, arm, seed, self.recipe)
 
     @property
-    def waves(self) -> tuple[list[Trial], list[Trial]]:
-        """All trials: first those that need no other, the one that others copy at the front, then those that are matched to it."""
-        order = sorted(self.arms, key=lambda arm: arm != MODEL_ARM)
-        first, second = ([a for a in order if ARMS[a].matched == matched] for matched in (False, True))
-        return [self.trial(a, s) for a in first for s in self.seeds], [self.trial(a, s) for a in second for s in self.seeds]
-
-    def due(self, wave: int) -> list[Trial]:
-        """What of a wave is not finished and can be run now: matched trials wait for the one that they copy."""
-        model = {seed: result_of(self.trial(MODEL_ARM, seed).folder) is not None for seed in self.seeds}
-        return [t for t in self.waves[wave] if result_of(t.folder) is None and (model[t.seed] or not ARMS[t.arm].matched)]
+    def due(self) -> list[tuple[Trial, ...]]:
+        """What is not finished, in chains that can run side by side: trials that are matched to another one follow it."""
+        matched = [arm for arm in self.arms if arm_of(arm).matched]
+        chains = [(MODEL_ARM, *matched)] if matched else []
+        chains += [(arm,) for arm in self.arms if not any(arm in chain for chain in chains)]
+        trials = [tuple(self.trial(arm, seed) for arm in chain) for seed in self.seeds for chain in chains]
+        return [chain for chain in trials if any(result_of(trial.folder) is None for trial in chain)]
 
     @property
     def results(self) -> dict[str, list[dict[str, Any]]]:
@@ -90,7 +99,7 @@ def compare(
     disk; OUT/results.csv and OUT/results.json hold the same numbers. Nothing in them but a line on time depends on the machine's speed.
 
     Args:
-        arms: Letters of ARMS, or "all".
+        arms: Names as `trials.arm_of` has them, or "all".
         seeds: How many; 0, 1, ...
         steps, ascent_steps: Of every arm, as `api.edit` has them.
         out: Folder of the comparison; by default RUNS/comparisons/PARENT-PROMPT.
@@ -111,7 +120,7 @@ def compare(
     locate_judge(name)
     steps, ascent_steps = api.edit_length(parent.config, steps, ascent_steps)
     recipe = Recipe(steps, ascent_steps, scale, name, look_every, overrides or {})
-    check_recipe(parent, prompt, recipe)
+    check_recipe(parent, prompt, recipe, letters)
     folder = Path(out) if out else home / "comparisons" / f"{parent.id}-{slug(prompt)}"
     comparison = Comparison(folder, parent.path.resolve(), prompt, letters, tuple(range(seeds)), recipe)
     keep_plan(folder / PLAN, {"parent": parent.id, "parent_prompt": parent.prompt, "prompt": prompt, **asdict(recipe)})
@@ -121,9 +130,8 @@ def compare(
 def _compare(comparison: Comparison, workers: int, stop: Stop) -> Iterator[str]:
     from dreamsa.evaluate.report import write_comparison
 
-    for wave in (0, 1):
-        for result in each(run_trial, comparison.due(wave), workers, stop):
-            yield told(result)
+    for results in each(run_chain, comparison.due, workers, stop):
+        yield from map(told, results)
     if any(comparison.results.values()):
         write_tables(comparison.folder, [r for results in comparison.results.values() for r in results], summary(comparison.results))
         yield str(write_comparison(comparison))
@@ -135,14 +143,16 @@ def _check_counts(**counts: int) -> None:
             raise ValueError(f"{name} must lie in [1, 100000], got {count}.")
 
 
-def check_recipe(parent: Run, prompt: str, recipe: Recipe) -> None:
+def check_recipe(parent: Run, prompt: str, recipe: Recipe, arms: Sequence[str]) -> None:
     """Refuse what no edit could be made with.
 
     Raises:
         ValueError: The first thing that is wrong.
     """
-    how = EditConfig(parent.id, "anneal", recipe.ascent_steps, recipe.scale)
-    api.check(api.with_overrides(edited(parent.config, prompt, how, recipe.steps), recipe.overrides))
+    for name in arms:
+        arm = arm_of(name)
+        how = EditConfig(parent.id, arm.escape, moments=arm.moments, **edit_of(arm, recipe))  # pyright: ignore[reportArgumentType]
+        api.check(api.with_overrides(edited(parent.config, prompt, how, recipe.steps), {**recipe.overrides, **arm.overrides}))
 
 
 def keep_plan(path: Path, plan: dict[str, Any]) -> None:
@@ -204,7 +214,7 @@ def summary(results: dict[str, list[dict[str, Any]]]) -> dict[str, dict[str, Any
         quick = [r["steps_to_success"] for r in own if r["steps_to_success"] is not None]
         moved = [m for m in map(total_displacement, own) if m is not None]
         table[arm] = {
-            "title": ARMS[arm].title,
+            "title": arm_of(arm).title,
             "success": wilson(sum(r["success"] for r in own), len(own))._asdict(),
             "steps_to_success": statistics.median(quick) if quick else None,
             "displacement": statistics.median(moved) if moved else None,

@@ -13,7 +13,7 @@ from dreamsa import checkpoint
 from dreamsa.evaluate.compare import MEASURES, Comparison, differences, summary
 from dreamsa.evaluate.metrics import Mean, wilson
 from dreamsa.evaluate.scores import finished_scene, fixed_views, strip
-from dreamsa.evaluate.trials import ARMS, MODEL_ARM, Trial, newest_run, result_of
+from dreamsa.evaluate.trials import MODEL_ARM, Trial, arm_of, newest_run, result_of
 from dreamsa.export.video import write_png
 from dreamsa.runs import Run
 
@@ -48,7 +48,9 @@ LEGEND = (
     "parent from the same cameras: PSNR, overlap of the silhouettes, cosine of the judge's features. Foreground: share of pixels; Janus: share of side and back "
     "views that look like a front. Successes (object, and colour where one is asked for, right in at least 6 of 8 views) with Wilson intervals, means with Student's, 95 %.</p>"
 )
-COLOURS = {"A": "#8c8c94", "B": "#1b1b1f", "C": "#c9a227", "D": "#2f5fd0", "E": "#d1495b", "F": "#2a9d6f", "G": "#9b5fc0"}
+COLOURS = {"A": "#8c8c94", "B": "#1b1b1f", "C": "#c9a227", "D": "#2f5fd0", "E": "#d1495b", "F": "#2a9d6f", "G": "#9b5fc0", "H": "#e07b00"}
+STYLES = ("-", "--", ":", "-.")
+"""Of the variants of one arm."""
 SHADE = "#4a6fd6"
 
 
@@ -123,7 +125,8 @@ def plot(
                     x,
                     y,
                     label=arm,
-                    color=COLOURS[arm],
+                    color=COLOURS[arm[0]],
+                    linestyle=STYLES[[a for a in series if a[0] == arm[0]].index(arm) % len(STYLES)],
                     linewidth=2.2 if arm == MODEL_ARM else 1.3,
                     drawstyle="steps-post" if steps else None,
                 )
@@ -167,7 +170,7 @@ def _moved(result: dict[str, Any]) -> Sequence[tuple[float, float | None]]:
 
 
 def _curves(results: Mapping[str, Sequence[dict[str, Any]]], ascent: int) -> list[str]:
-    shaded = ascent if any(ARMS[arm].escape in ("anneal", "regularizers") for arm in results) else 0
+    shaded = ascent if any(arm_of(arm).escape in ("anneal", "regularizers") for arm in results) else 0
     parts = [plot(mean_curves(results, _looked("probability")), "probability of the new prompt, four views, mean over trials", shaded)]
     if any("colour_right" in row for own in results.values() for r in own for row in r["curve"]):
         parts.append(plot(mean_curves(results, _looked("colour_right")), "share of views whose colour is named right", shaded))
@@ -208,7 +211,7 @@ def verdict(results: dict[str, list[dict[str, Any]]]) -> list[str]:
         elif max(abs(d.low), abs(d.high)) < 0.01:
             said = "does as well as"
         sentences.append(
-            f"{MODEL_ARM} {said} {other} ({ARMS[other].title}): probability of the new prompt {interval(d, 3, True)}, seeds: {d.count}."
+            f"{MODEL_ARM} {said} {other} ({arm_of(other).title}): probability of the new prompt {interval(d, 3, True)}, seeds: {d.count}."
         )
     return sentences
 
@@ -232,7 +235,7 @@ def _outcome(result: dict[str, Any] | None) -> str:
 
 def _trial_figure(trial: Trial, turntable: bool = True) -> str:
     result, run = result_of(trial.folder), newest_run(trial.folder)
-    caption = f"<b>{trial.arm}</b> {html.escape(ARMS[trial.arm].title)}, seed {trial.seed}: {_outcome(result)}"
+    caption = f"<b>{trial.arm}</b> {html.escape(arm_of(trial.arm).title)}, seed {trial.seed}: {_outcome(result)}"
     turning = picture(run.path / "turntable.webp", "turntable", "turn") if run is not None and turntable else ""
     return _figure(caption, picture(trial.folder / "views.png", f"eight views of {trial.prompt}"), turning)
 
@@ -299,7 +302,7 @@ def write_benchmark(benchmark: "Benchmark") -> Path:
         ["arm", "all", *kinds],
         [
             [
-                f"<b>{arm}</b> {html.escape(ARMS[arm].title)}",
+                f"<b>{arm}</b> {html.escape(arm_of(arm).title)}",
                 rate(*_count(results[arm])),
                 *(rate(*_count(by_kind[kind][arm])) for kind in kinds),
             ]
@@ -356,7 +359,7 @@ def benchmark_verdict(tests: Mapping[str, Any]) -> list[str]:
             "does not differ surely from" if test.p_holm >= 0.05 else "succeeds more often than" if better else "succeeds less often than"
         )
         sentences.append(
-            f"{MODEL_ARM} {said} {other} ({ARMS[other].title}): only {MODEL_ARM} {test.only_first}, only {other} {test.only_second} trials, "
+            f"{MODEL_ARM} {said} {other} ({arm_of(other).title}): only {MODEL_ARM} {test.only_first}, only {other} {test.only_second} trials, "
             f"p = {test.p_holm:.2g} after Holm; {100 * gap.mean:+.1f} points over {gap.count} pairs."
         )
     return sentences or ["Too little has finished to compare arms."]
@@ -379,4 +382,4 @@ def _gallery(benchmark: "Benchmark") -> Iterable[str]:
             outcomes = [result_of(benchmark.trial_folder(pair, arm, seed)) for seed in benchmark.seeds]
             said = ", ".join(f"{seed}: {_outcome(result)}" for seed, result in zip(benchmark.seeds, outcomes, strict=True))
             views = picture(benchmark.trial_folder(pair, arm, benchmark.seeds[0]) / "views.png", f"eight views of {pair.prompt}")
-            yield _figure(f"<b>{arm}</b> {html.escape(ARMS[arm].title)}<br><small>seed {said}</small>", views)
+            yield _figure(f"<b>{arm}</b> {html.escape(arm_of(arm).title)}<br><small>seed {said}</small>", views)

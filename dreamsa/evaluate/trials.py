@@ -7,7 +7,7 @@ import signal
 import statistics
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeVar
@@ -19,7 +19,7 @@ from PIL import Image
 from torch import Tensor
 
 from dreamsa import api, checkpoint
-from dreamsa.config import Escape
+from dreamsa.config import Escape, parse_setting
 from dreamsa.evaluate.judge import Judge
 from dreamsa.evaluate.scores import ENOUGH, Views, finished_scene, fit_of, fixed_views, scores_of, strip
 from dreamsa.export.video import contact_sheet, write_png
@@ -46,6 +46,10 @@ class Arm:
     moments: str = "reset"
     matched: bool = False
     """Moves each parameter group as far as arm D's ascent has moved it, with the same seed."""
+    how: dict[str, Any] = field(default_factory=dict)
+    """What this arm alone changes of HOW."""
+    overrides: dict[str, Any] = field(default_factory=dict)
+    """And of the configuration, as `api.with_overrides` takes it."""
 
 
 ARMS: dict[str, Arm] = {
@@ -58,10 +62,39 @@ ARMS: dict[str, Arm] = {
         Arm("E", "random displacement, as far as D", "noise", matched=True),
         Arm("F", "interpolation to a random scene, as far as D (Perturb-and-Revise)", "interpolate", matched=True),
         Arm("G", "ascent of the regularisers only", "regularizers"),
+        Arm("H", "auto: the better of resuming and scratch, after trying both", "auto"),
     )
 }
 MODEL_ARM = "D"
 """The arm whose displacement the matched ones copy."""
+HOW = ("ascent_steps", "scale", "eta")
+"""Arguments of `api.edit` that a variant of an arm may set; anything else it sets is a setting of the configuration."""
+
+
+@lru_cache
+def arm_of(name: str) -> Arm:
+    """An arm by name: a letter of ARMS, or a variant of one, "D@scale=1@ascent_steps=20" or "B@sds.guidance_scale=50". A variant of E or F moves
+    as far as its own settings say.
+
+    Raises:
+        ValueError: An unknown letter, or a setting that is none.
+    """
+    letter, *settings = name.split("@")
+    if letter not in ARMS:
+        there = ", ".join(f"{arm.letter} ({arm.title})" for arm in ARMS.values())
+        raise ValueError(f"There is no arm {letter!r}. There are: {there}; or all. A variant is LETTER@setting=value, e.g. D@scale=1.")
+    if not settings:
+        return ARMS[letter]
+    values = dict(map(parse_setting, settings))
+    unknown = [key for key in values if key not in HOW and "." not in key]
+    if unknown:
+        raise ValueError(f"Arm {name!r} sets {unknown[0]!r}; a variant sets {', '.join(HOW)}, or a configuration's name.name.")
+    how = {key: value for key, value in values.items() if key in HOW}
+    said = ", ".join(f"{key} = {value}" for key, value in values.items())
+    base = replace(ARMS[letter], letter=name, how=how, overrides={k: v for k, v in values.items() if k not in HOW})
+    if base.matched and how:
+        return replace(base, matched=False, title=f"{base.title.replace(', as far as D', '')}, {said}")
+    return replace(base, title=f"{base.title}, {said}")
 
 
 @dataclass(frozen=True)
@@ -89,23 +122,25 @@ class Trial:
     recipe: Recipe
 
 
+def edit_of(arm: Arm, recipe: Recipe) -> dict[str, Any]:
+    """How an arm escapes, as `api.edit` takes it."""
+    return {"ascent_steps": recipe.ascent_steps, "scale": recipe.scale, **arm.how}
+
+
 def chosen_arms(names: str | Sequence[str]) -> tuple[str, ...]:
-    """Letters from "all", "A,D,E" or a list of them, in the order of ARMS.
+    """Names of arms from "all", "A,D,D@scale=1" or a list of them, in the order of ARMS; variants of one letter as they were given.
 
     Raises:
         ValueError: An unknown arm, none, or a matched one without the arm that it copies.
     """
-    asked = [name.strip().upper() for name in (names.split(",") if isinstance(names, str) else names)]
-    if asked == ["ALL"]:
+    asked = [name.strip() for name in (names.split(",") if isinstance(names, str) else names)]
+    asked = [name[:1].upper() + name[1:] for name in asked]
+    if [name.upper() for name in asked] == ["ALL"]:
         return tuple(ARMS)
-    unknown = [name for name in asked if name not in ARMS]
-    if unknown or not asked:
-        there = ", ".join(f"{arm.letter} ({arm.title})" for arm in ARMS.values())
-        raise ValueError(f"There is no arm {unknown[0] if unknown else ''!r}. There are: {there}; or all.")
-    matched = [name for name in asked if ARMS[name].matched]
+    matched = [name for name in asked or [""] if arm_of(name).matched]
     if matched and MODEL_ARM not in asked:
         raise ValueError(f"Arm {matched[0]} moves as far as arm {MODEL_ARM} does: add {MODEL_ARM}.")
-    return tuple(name for name in ARMS if name in asked)
+    return tuple(name for letter in ARMS for name in dict.fromkeys(asked) if name[0] == letter)
 
 
 def run_trial(trial: Trial, stop: Stop = lambda: False) -> dict[str, Any] | None:
@@ -123,7 +158,7 @@ def run_trial(trial: Trial, stop: Stop = lambda: False) -> dict[str, Any] | None
             job = _start(trial) if run is None else api.resume(run, runs=trial.parent.parent)
             run = job.run
             for progress in job:
-                if progress.step % trial.recipe.look_every == 0 or progress.step in (trial.recipe.ascent_steps, progress.steps):
+                if progress.step % trial.recipe.look_every == 0 or progress.step in (_ascent(run), progress.steps):
                     look(progress.scene, run, trial.folder / "steps" / f"{progress.step:08d}.png")
                 if stop() and progress.step < progress.steps:
                     job.stop()
@@ -143,6 +178,18 @@ def run_trial(trial: Trial, stop: Stop = lambda: False) -> dict[str, Any] | None
     return result
 
 
+def run_chain(chain: Sequence[Trial], stop: Stop = lambda: False) -> list[dict[str, Any]] | None:
+    """Run trials one after the other, of which the later may copy the first; results of those that were not finished before, or None."""
+    fresh = []
+    for trial in chain:
+        if result_of(trial.folder) is None:
+            result = run_trial(trial, stop)
+            if result is None:
+                break
+            fresh.append(result)
+    return fresh or None
+
+
 def result_of(folder: Path) -> dict[str, Any] | None:
     """The result of a finished trial."""
     path = folder / "result.json"
@@ -156,14 +203,14 @@ def newest_run(folder: Path) -> Run | None:
 
 
 def _start(trial: Trial) -> api.Job:
-    arm, recipe = ARMS[trial.arm], trial.recipe
+    arm, recipe = arm_of(trial.arm), trial.recipe
     model = result_of(trial.folder.parent.parent / MODEL_ARM / trial.folder.name) if arm.matched else None
     if arm.matched and (model is None or model["displacement"] is None):
         raise GuidanceFailed(f"Arm {MODEL_ARM} came to no end, so that there is no displacement for {arm.letter} to copy.")
     return api.edit(
-        Run(trial.parent), trial.prompt, escape=arm.escape, moments=arm.moments, steps=recipe.steps, ascent_steps=recipe.ascent_steps,
-        scale=recipe.scale, displacement=model["displacement"] if model else None, seed=trial.seed,
-        overrides={"save_every": SAVE_EVERY, **recipe.overrides}, runs=trial.folder,
+        Run(trial.parent), trial.prompt, escape=arm.escape, moments=arm.moments, steps=recipe.steps, **edit_of(arm, recipe),
+        displacement=model["displacement"] if model else None, seed=trial.seed,
+        overrides={"save_every": SAVE_EVERY, **recipe.overrides, **arm.overrides}, runs=trial.folder,
     )  # fmt: skip
 
 
@@ -200,7 +247,7 @@ def _judged(trial: Trial, run: Run) -> dict[str, Any]:
     curve = _curve(judge, trial.folder / "steps", fixed_views(old, camera, QUARTERS), run.prompt)
     moved = [{"step": row["step"] + 1, **row["displacement"]} for row in rows if row["displacement"]]
     escaped = [row for row in rows if row["phase"] != "descend"] or rows[:1]
-    ascended = trial.recipe.ascent_steps if escaped[-1]["phase"] != "descend" else 0
+    ascended = _ascent(run) if escaped[-1]["phase"] != "descend" else 0
     return {
         **_facts(trial),
         "success": success,
@@ -212,6 +259,10 @@ def _judged(trial: Trial, run: Run) -> dict[str, Any]:
         "ascended": ascended,
         "seconds": round(statistics.median(row["seconds"] for row in rows) * trial.recipe.steps, 1),
     }
+
+
+def _ascent(run: Run) -> int:
+    return run.config.edit.ascent_steps if run.config.edit else 0
 
 
 def _displaced(run: Run, escaped: dict[str, Any]) -> dict[str, float] | None:

@@ -16,6 +16,7 @@ import torch
 from jaxtyping import Float, Float32, Int64
 from torch import Tensor
 
+from dreamsa.guidance.graph import Graphed
 from dreamsa.guidance.score_model import Condition
 from dreamsa.sds import classifier_free_guidance, epsilon_from_v, perpendicular_guidance
 
@@ -160,6 +161,7 @@ class StableDiffusion:
             raise ModelNotFound(f"The model predicts {kind!r}; score distillation needs epsilon or v_prediction.")
         self.predicts_v = kind == "v_prediction"
         self.image_size = self.unet.config.sample_size * _downscaling(self.vae)
+        self._graphed = Graphed(self._unet_output) if self.device.type == "cuda" and not self.offload else None
 
     @classmethod
     def load(cls, config: ModelConfig, device: torch.device | str = "cpu") -> "StableDiffusion":
@@ -229,6 +231,18 @@ class StableDiffusion:
         latents = coded.latents if hasattr(coded, "latents") else coded.latent_dist.mode()
         return latents.float() * self.vae.config.scaling_factor
 
+    def _unet_output(self, inputs: Tensor, timesteps: Tensor, texts: Tensor) -> Tensor:
+        return self.unet(inputs, timesteps, texts).sample
+
+    def _run_unet(self, inputs: Tensor, timesteps: Tensor, texts: Tensor) -> Tensor:
+        if self._graphed is not None:
+            return self._graphed(inputs, timesteps, texts)
+        self.unet.to(self.device)
+        out = self._unet_output(inputs, timesteps, texts)
+        if self.offload:
+            self.unet.to("cpu")
+        return out
+
     @torch.no_grad()
     def predict_noise(
         self, noisy: Float[Tensor, "b c h w"], timesteps: Int64[Tensor, "b"], condition: Condition, guidance_scale: float
@@ -239,10 +253,7 @@ class StableDiffusion:
             texts += list(condition.unwanted.unbind(1))
         copies = len(texts)
         inputs = torch.cat([noisy] * copies).to(self.unet.dtype)
-        self.unet.to(self.device)
-        out = self.unet(inputs, timesteps.repeat(copies), torch.cat(texts).to(self.unet.dtype)).sample.float()
-        if self.offload:
-            self.unet.to("cpu")
+        out = self._run_unet(inputs, timesteps.repeat(copies), torch.cat(texts).to(self.unet.dtype)).float()
         if self.predicts_v:
             out = epsilon_from_v(out, torch.cat([noisy] * copies), self.alpha_bar[timesteps].repeat(copies))
         unconditional, conditional, *unwanted = out.chunk(copies)

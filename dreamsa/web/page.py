@@ -45,6 +45,7 @@ FILES = {"mp4": "turntable.mp4", "webp": "turntable.webp", "png": "contact_sheet
 EDIT_PRESETS = {"Quick": 1 / 3, "Standard": 1.0, "Long": 2.0}
 """Of an edit's usual steps; a fifth of them ascends."""
 ESCAPE_NOTES = {
+    "auto": "auto: try resuming and starting from scratch, go on with the better",
     "anneal": "anneal: ascend on the new prompt, then descend",
     "plain": "plain: descend only",
     "fresh": "fresh: start from scratch",

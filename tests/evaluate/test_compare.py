@@ -40,7 +40,7 @@ def test_every_escape_is_an_arm_and_every_arm_another_way():
 def test_all_arms_are_compared_in_one_report(runs, rabbit):
     before = {p: p.read_bytes() for p in rabbit.path.rglob("*") if p.is_file()}
     *lines, report = compare(rabbit, "a purple rabbit", seeds=1, scale=0.5, out=runs / "c", **LENGTH)
-    assert [line[0] for line in lines] == list("DABCGEF")  # the one that others copy comes first
+    assert [line[0] for line in lines] == list("DEFABCG")  # those that copy another one follow it
     assert {p: p.read_bytes() for p in rabbit.path.rglob("*") if p.is_file()} == before
     found = {arm: newest_run(runs / "c" / arm / "seed-0") for arm in ARMS}
     assert {run.record["step"] for run in found.values()} == {8}
@@ -130,7 +130,7 @@ def test_a_trial_whose_guidance_breaks_down_is_a_miss_and_the_others_go_on(runs,
 
     monkeypatch.setattr(trials.api, "edit", broken)
     *lines, _ = compare(rabbit, "a mug", arms="B,D,E", seeds=1, out=runs / "c", **LENGTH)
-    assert ["failed" in line for line in lines] == [True, False, True]
+    assert ["failed" in line for line in lines] == [True, True, False]
     results = {arm: result_of(runs / "c" / arm / "seed-0") for arm in "BDE"}
     assert "no displacement for E to copy" in results["E"]["failed"]
     assert json.loads((runs / "c" / "results.json").read_text())["summary"]["D"]["success"]["trials"] == 1
@@ -167,6 +167,37 @@ def test_the_package_offers_both_by_name():
 def test_arms_are_named_in_any_order():
     assert chosen_arms("e, d,B") == ("B", "D", "E")
     assert chosen_arms("all") == tuple(ARMS)
+    assert chosen_arms("d@scale=1,F@eta=0.6, B, D@scale=0.1") == ("B", "D@scale=1", "D@scale=0.1", "F@eta=0.6")
+
+
+def test_variants_of_arms_are_compared_beside_them(runs, rabbit):
+    arms = "B,D,D@scale=2@ascent_steps=2,F,F@eta=0.5,B@optimizer.lr=0.05"
+    list(compare(rabbit, "a purple rabbit", arms=arms, seeds=1, scale=0.5, out=runs / "c", **LENGTH))
+    edits = {name: newest_run(runs / "c" / name / "seed-0").config for name in arms.split(",")}
+    assert {name: (c.edit.scale, c.edit.ascent_steps) for name, c in edits.items() if name[0] == "D"} == {
+        "D": (0.5, 3),
+        "D@scale=2@ascent_steps=2": (2.0, 2),
+    }
+    assert (edits["F"].edit.displacement is None, edits["F@eta=0.5"].edit.displacement, edits["F@eta=0.5"].edit.eta) == (False, None, 0.5)
+    assert (edits["B"].optimizer.lr, edits["B@optimizer.lr=0.05"].optimizer.lr) == (0.01, 0.05)
+    assert "Perturb-and-Revise), eta = 0.5" in (runs / "c" / "report.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("arms", "said"),
+    [
+        ("X", "no arm 'X'"),
+        ("D@speed=1", "sets 'speed'"),
+        ("D@scale=1000", r"scale must lie in \[0, 100\]"),
+        ("D@ascent_steps=9", "below steps = 8"),
+        ("B@sds.guidance=1", "guidance"),
+        ("D@scale", "name=value"),
+    ],
+)
+def test_what_is_no_variant_is_refused_before_anything_runs(runs, rabbit, arms, said):
+    with pytest.raises(ValueError, match=said):
+        compare(rabbit, "a mug", arms=arms, seeds=1, out=runs / "c", **LENGTH)
+    assert not (runs / "c").exists()
 
 
 def test_an_error_in_one_process_ends_the_others_and_is_raised():

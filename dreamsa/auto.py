@@ -1,0 +1,122 @@
+"""The escape `auto`: resume for a while, start from scratch for as long, and go on with what the score model says has come nearer to the prompt.
+
+A parent's shape can be a trap on the way to another object, and is the very thing to keep when only a colour changes. Which of the two an edit is cannot
+be told from its prompt, but from its first steps.
+"""
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from dreamsa import checkpoint
+from dreamsa.config import RunConfig
+from dreamsa.guidance.prompts import ViewPrompt
+from dreamsa.guidance.score_model import ScoreModel
+from dreamsa.randomness import generator_for
+from dreamsa.render.cameras import CameraConfig, orbit
+from dreamsa.scene import Scene
+from dreamsa.sds import add_noise
+
+if TYPE_CHECKING:
+    from dreamsa.train import Training
+
+SHARE = 6
+"""Each of the two is tried for one part in so many of the run's steps."""
+RESUMED, SCRATCH = "resuming", "starting from scratch"
+AZIMUTHS = (0.0, 45.0, 90.0, 135.0, 180.0, 225.0, 270.0, 315.0)
+ELEVATION_DEG = 15.0
+LEVELS = (0.5, 0.6, 0.7)
+"""Noise levels, as shares of the schedule, at which views are asked about: what is coarse is decided there."""
+
+
+def tried_steps(config: RunConfig) -> int:
+    """How long each of the two is tried."""
+    return config.steps // SHARE
+
+
+@torch.no_grad()
+def advantage(scene: Scene, camera: CameraConfig, score: ScoreModel, prompt: ViewPrompt) -> float:
+    """How much better the score model denoises fixed views of a scene when it is told the prompt than when it is not.
+
+    The mean over views, noise levels and latents of (e_none - e)^2 - (e_prompt - e)^2, with the same noise e whatever the scene: what a diffusion
+    model classifies images by (arXiv:2303.16203, eq. 5). Higher is better.
+    """
+    cameras = orbit(list(AZIMUTHS), ELEVATION_DEG, (camera.distance[0] + camera.distance[1]) / 2, (camera.focal[0] + camera.focal[1]) / 2)
+    cameras = cameras.to(score.alpha_bar.device)
+    total = 0.0
+    for i in range(len(cameras)):
+        view = cameras[i : i + 1]
+        latents = score.encode(scene.look(view, camera.resolution).rgb)
+        condition = prompt(view.azimuth_deg, view.elevation_deg)
+        for level in LEVELS:
+            timestep = torch.full((1,), round(level * (len(score.alpha_bar) - 1)), device=latents.device)
+            rng = generator_for(0, i, f"held out {level}", latents.device)
+            noise = torch.randn(latents.shape, generator=rng, device=latents.device)
+            noisy = add_noise(latents, noise, score.alpha_bar[timestep])
+            with_text, without = ((score.predict_noise(noisy, timestep, condition, scale) - noise).square().mean() for scale in (1.0, 0.0))
+            total += float(without - with_text)
+    return total / (len(cameras) * len(LEVELS))
+
+
+@dataclass
+class Race:
+    """Where `auto` is: what it has found, and the scene that it may go back to."""
+
+    steps: int
+    """How long each of the two is tried."""
+    found: dict[str, float] = field(default_factory=dict)
+    """Advantage of each at the end of its trial."""
+    kept: dict[str, dict[str, Tensor]] | None = None
+    """The resumed scene and its optimizer's moments, while the other is tried."""
+    kept_state: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def decision(self) -> str | None:
+        """What was decided and why, in a sentence; None while it is not."""
+        if SCRATCH not in self.found:
+            return None
+        resumed, scratch = self.found[RESUMED], self.found[SCRATCH]
+        winner, other = (RESUMED, SCRATCH) if resumed >= scratch else (SCRATCH, RESUMED)
+        return (
+            f"went on with {winner}: after {self.steps} steps each, the model found the prompt in its views with an advantage of "
+            f"{1000 * self.found[winner]:.1f}, against {1000 * self.found[other]:.1f} after {other} (thousandths of the noise's variance)"
+        )
+
+    def turn(self, training: "Training", score: ScoreModel, prompt: ViewPrompt) -> None:
+        """Before a step: at the end of the first trial, keep it; at the end of the second, choose."""
+        if training.step not in (self.steps, 2 * self.steps):
+            return
+        found = advantage(training.scene, training.config.camera, score, prompt)
+        if training.step == self.steps:
+            self.found[RESUMED] = found
+            moments, self.kept_state = checkpoint.pack_optimizer(training.optimizer)
+            self.kept = {
+                "scene": {name: value.detach().clone() for name, value in training.scene.tensors().items()},
+                "moments": {name: value.clone() for name, value in moments.items()},
+            }
+            return
+        self.found[SCRATCH] = found
+        assert self.kept is not None
+        if self.found[RESUMED] >= found:
+            training.scene.restore(self.kept["scene"])
+            checkpoint.unpack_optimizer(training.optimizer, self.kept["moments"], self.kept_state)
+        self.kept, self.kept_state = None, {}
+
+    def tensors(self) -> dict[str, Tensor]:
+        """For a checkpoint."""
+        return {f"{group}.{name}": value for group, values in (self.kept or {}).items() for name, value in values.items()}
+
+    def state(self) -> dict[str, Any]:
+        return {"found": self.found, "kept": self.kept_state}
+
+    def restore(self, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
+        """Undo `tensors` and `state`."""
+        self.found, self.kept_state = state["found"], state["kept"]
+        groups = {name: name.partition(".") for name in tensors}
+        self.kept = (
+            {kind: {groups[n][2]: v for n, v in tensors.items() if groups[n][0] == kind} for kind in ("scene", "moments")}
+            if tensors
+            else None
+        )
