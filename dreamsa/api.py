@@ -141,7 +141,7 @@ def edit(
     steps: int | None = None,
     ascent_steps: int | None = None,
     scale: float = 0.01,
-    eta: float = 0.3,
+    eta: float = 0.6,
     moments: str = "reset",
     displacement: dict[str, float] | None = None,
     name: PresetName | None = None,

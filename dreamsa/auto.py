@@ -1,9 +1,11 @@
-"""The escape `auto`: resume for a while, start from scratch for as long, and go on with what the score model says has come nearer to the prompt.
+"""The escape `auto`: resume for a while, then interpolate towards a random scene and go on from there for as long, and keep what the score model
+says has come nearer to the prompt.
 
 A parent's shape can be a trap on the way to another object, and is the very thing to keep when only a colour changes. Which of the two an edit is cannot
 be told from its prompt, but from its first steps.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +26,7 @@ if TYPE_CHECKING:
 
 SHARE = 6
 """Each of the two is tried for one part in so many of the run's steps."""
-RESUMED, SCRATCH = "resuming", "starting from scratch"
+RESUMED, REVISED = "resuming", "interpolating"
 AZIMUTHS = (0.0, 45.0, 90.0, 135.0, 180.0, 225.0, 270.0, 315.0)
 ELEVATION_DEG = 15.0
 LEVELS = (0.5, 0.6, 0.7)
@@ -68,55 +70,54 @@ class Race:
     """How long each of the two is tried."""
     found: dict[str, float] = field(default_factory=dict)
     """Advantage of each at the end of its trial."""
-    kept: dict[str, dict[str, Tensor]] | None = None
-    """The resumed scene and its optimizer's moments, while the other is tried."""
+    kept: dict[str, dict[str, Tensor]] = field(default_factory=dict)
+    """While the first is tried, the parent's scene; while the second is, the resumed one and its optimizer's moments."""
     kept_state: dict[str, Any] = field(default_factory=dict)
 
     @property
     def decision(self) -> str | None:
         """What was decided and why, in a sentence; None while it is not."""
-        if SCRATCH not in self.found:
+        if REVISED not in self.found:
             return None
-        resumed, scratch = self.found[RESUMED], self.found[SCRATCH]
-        winner, other = (RESUMED, SCRATCH) if resumed >= scratch else (SCRATCH, RESUMED)
+        resumed, scratch = self.found[RESUMED], self.found[REVISED]
+        winner, other = (RESUMED, REVISED) if resumed >= scratch else (REVISED, RESUMED)
         return (
             f"went on with {winner}: after {self.steps} steps each, the model found the prompt in its views with an advantage of "
             f"{1000 * self.found[winner]:.1f}, against {1000 * self.found[other]:.1f} after {other} (thousandths of the noise's variance)"
         )
 
     def turn(self, training: "Training", score: ScoreModel, prompt: ViewPrompt) -> None:
-        """Before a step: at the end of the first trial, keep it; at the end of the second, choose."""
-        if training.step not in (self.steps, 2 * self.steps):
-            return
-        found = advantage(training.scene, training.config.camera, score, prompt)
-        if training.step == self.steps:
-            self.found[RESUMED] = found
-            moments, self.kept_state = checkpoint.pack_optimizer(training.optimizer)
-            self.kept = {
-                "scene": {name: value.detach().clone() for name, value in training.scene.tensors().items()},
-                "moments": {name: value.clone() for name, value in moments.items()},
-            }
-            return
-        self.found[SCRATCH] = found
-        assert self.kept is not None
-        if self.found[RESUMED] >= found:
-            training.scene.restore(self.kept["scene"])
-            checkpoint.unpack_optimizer(training.optimizer, self.kept["moments"], self.kept_state)
-        self.kept, self.kept_state = None, {}
+        """Before a step: at the end of the first trial, put it aside and take up the parent again; at the end of the second, choose."""
+        scene, optimizer, camera = training.scene, training.optimizer, training.config.camera
+        if training.step == 0:
+            self.kept = {"scene": _copies(scene.tensors())}
+        elif training.step == self.steps:
+            self.found[RESUMED] = advantage(scene, camera, score, prompt)
+            parent, resumed = self.kept["scene"], _copies(scene.tensors())
+            moments, self.kept_state = checkpoint.pack_optimizer(optimizer)
+            self.kept = {"scene": resumed, "moments": _copies(moments)}
+            scene.restore(parent)
+        elif training.step == 2 * self.steps:
+            self.found[REVISED] = advantage(scene, camera, score, prompt)
+            if self.found[RESUMED] >= self.found[REVISED]:
+                scene.restore(self.kept["scene"])
+                checkpoint.unpack_optimizer(optimizer, self.kept["moments"], self.kept_state)
+            self.kept, self.kept_state = {}, {}
 
     def tensors(self) -> dict[str, Tensor]:
         """For a checkpoint."""
-        return {f"{group}.{name}": value for group, values in (self.kept or {}).items() for name, value in values.items()}
+        return {f"{group}:{name}": value for group, values in self.kept.items() for name, value in values.items()}
 
     def state(self) -> dict[str, Any]:
-        return {"found": self.found, "kept": self.kept_state}
+        return {"found": self.found, "optimizer": self.kept_state}
 
-    def restore(self, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
+    def restore(self, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
         """Undo `tensors` and `state`."""
-        self.found, self.kept_state = state["found"], state["kept"]
-        groups = {name: name.partition(".") for name in tensors}
-        self.kept = (
-            {kind: {groups[n][2]: v for n, v in tensors.items() if groups[n][0] == kind} for kind in ("scene", "moments")}
-            if tensors
-            else None
-        )
+        self.found, self.kept_state, self.kept = state["found"], state["optimizer"], {}
+        for key, value in tensors.items():
+            group, _, name = key.partition(":")
+            self.kept.setdefault(group, {})[name] = value
+
+
+def _copies(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: value.detach().clone() for name, value in tensors.items()}

@@ -99,7 +99,7 @@ def edit(
     steps: Steps = None,
     ascent_steps: Annotated[int | None, Parameter(help="How many of the steps ascend. Default: a fifth.")] = None,
     scale: Annotated[float, Parameter(help="S: factor on the learning rate while ascending.")] = 0.01,
-    eta: Annotated[float, Parameter(help="Share of the way towards a random scene, for interpolate.")] = 0.3,
+    eta: Annotated[float, Parameter(help="Share of the way towards a random scene, for interpolate and auto.")] = 0.6,
     moments: Literal["reset", "keep"] = "reset",
     preset: Preset | None = None,
     seed: Seed = None,
@@ -119,7 +119,7 @@ def edit(
     prompt
         What it should become.
     escape
-        How to leave the parent's local minimum: auto (try resuming and scratch, go on with the better), anneal (ascend first), plain (descend only), fresh (from scratch), noise
+        How to leave the parent's local minimum: auto (try plain and interpolate, go on with the better), anneal (ascend first), plain (descend only), fresh (from scratch), noise
         (one random displacement), interpolate (towards a random scene), regularizers (a control: ascend the opacity regulariser).
     moments
         Whether the optimizer forgets what it gathered on the parent's prompt.

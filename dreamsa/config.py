@@ -72,7 +72,7 @@ class EditConfig:
     parent: str
     """Id of the run that the scene was taken from."""
     escape: Escape = "anneal"
-    """auto: try resuming and starting from scratch, and go on with what has come nearer to the prompt (see `dreamsa.auto`).
+    """auto: try plain and interpolate, and go on with what has come nearer to the prompt (see `dreamsa.auto`).
     anneal: ascend on the new prompt, then descend. plain: descend only. fresh: start from scratch. noise: one random
     displacement, then descend. interpolate: move towards a random scene, then descend (Perturb-and-Revise). regularizers: as
     anneal, but what ascends is the opacity regulariser alone: the control that knows nothing of the new prompt."""
@@ -80,8 +80,8 @@ class EditConfig:
     """How many of the run's steps ascend."""
     scale: float = 0.01
     """S: factor on the learning rate while ascending (thesis, eq. 9)."""
-    eta: float = 0.3
-    """Share of the way towards a random scene, for interpolate."""
+    eta: float = 0.6
+    """Share of the way towards a random scene, for interpolate and auto."""
     moments: Literal["reset", "keep"] = "reset"
     """Whether the optimizer forgets what it gathered on the parent's prompt."""
     displacement: dict[str, float] | None = None

@@ -17,7 +17,7 @@ from dreamsa.annealing import (
     direction_to,
     random_direction,
 )
-from dreamsa.auto import RESUMED, SCRATCH, tried_steps
+from dreamsa.auto import RESUMED, REVISED, tried_steps
 from dreamsa.config import ASCENDING, EditConfig, RunConfig
 from dreamsa.scene import Scene
 
@@ -27,7 +27,7 @@ def rules_for(config: RunConfig) -> list[Rule]:
 
     anneal ascends for `ascent_steps` at `scale` times the learning rate, moments forgotten at both edges (thesis, eq. 9);
     regularizers does the same with the opacity regulariser in place of score distillation (see `train.objective`). noise, interpolate
-    and fresh move once, then descend. auto resumes for a while, then starts from scratch for as long; what follows is `auto.Race`'s. All but a plain
+    and fresh move once, then descend. auto resumes for a while, then interpolates and goes on from there for as long; what comes of it is `auto.Race`'s. All but a plain
     edit that keeps its moments start with none.
     """
     edit = config.edit
@@ -35,10 +35,10 @@ def rules_for(config: RunConfig) -> list[Rule]:
         return []
     reset = (ResetMoments(),)
     if edit.escape == "auto":
-        tried, fresh = tried_steps(config), Interpolate(1.0, lambda _: _fresh_parameters(config))
+        tried, move = tried_steps(config), Interpolate(edit.eta, lambda _: _fresh_parameters(config))
         return [
             Rule(Window(0, tried), StepTransform(), on_open=reset, phase=f"try {RESUMED}"),
-            Rule(Window(tried, tried), StepTransform(), on_open=(fresh, *reset), phase=f"try {SCRATCH}"),
+            Rule(Window(tried, tried), StepTransform(), on_open=(move, *reset), phase=f"try {REVISED}"),
         ]
     if edit.escape in ASCENDING and edit.ascent_steps:
         phase = "ascend" if edit.escape == "anneal" else "ascend regularizers"

@@ -12,7 +12,6 @@ from dreamsa.evaluate.judge import EMBEDDED, Judge, locate_judge
 from dreamsa.evaluate.metrics import Mean, PairedTest, bootstrap_mean, holm, mcnemar
 from dreamsa.evaluate.scores import ENOUGH, finished_scene, fixed_views, scores_of, strip
 from dreamsa.evaluate.trials import (
-    MODEL_ARM,
     SAVE_EVERY,
     Recipe,
     Stop,
@@ -77,9 +76,11 @@ PAIRS: tuple[Pair, ...] = tuple(
     }.items()
     for source, prompt in edits
 )
-CONTROLS = ("B", "E", "F")
-"""What ascent has to beat: no escape, a random one, and Perturb-and-Revise's."""
-RECIPE = Recipe(steps=500, ascent_steps=100, overrides={"turntable": 0})
+CLAIMS = {"D": ("B", "E", "F"), "H": ("B", "C", "F"), "I": ("B", "C", "H")}
+"""What each way has to beat. Ascent: no escape, a random one, and Perturb-and-Revise's, both as far. Interpolation: none, scratch, and one as short as
+ascent. Auto: the two that it chooses from, and scratch."""
+AGAINST = " against "
+RECIPE = Recipe(steps=300, ascent_steps=60, overrides={"turntable": 0})
 PARENT_STEPS = preset("toybox", "").steps
 
 
@@ -212,7 +213,7 @@ def _benchmark(benchmark: Benchmark, workers: int, stop: Stop) -> Iterator[str]:
     results = benchmark.results
     if any(results.values()):
         kinds = {kind: summary(own) for kind, own in benchmark.results_by_kind.items()}
-        tests = {other: {**test._asdict(), "over pairs": plain(gap)} for other, (test, gap) in paired_tests(results).items()}
+        tests = {name: {**test._asdict(), "over pairs": plain(gap)} for name, (test, gap) in paired_tests(results).items()}
         write_tables(
             benchmark.folder, [r for own in results.values() for r in own], {"all": summary(results), **kinds, "paired tests": tests}
         )
@@ -258,22 +259,23 @@ def make_parent(task: ParentTask, stop: Stop = lambda: False) -> dict[str, Any] 
     return made
 
 
-def paired_tests(results: dict[str, list[dict[str, Any]]], arm: str = MODEL_ARM) -> dict[str, tuple[PairedTest, Mean]]:
-    """`arm` against each of CONTROLS on the trials that both have finished: McNemar's test with Holm's adjustment, and the difference of their
-    success rates per pair, bootstrapped over pairs."""
+def paired_tests(results: dict[str, list[dict[str, Any]]]) -> dict[str, tuple[PairedTest, Mean]]:
+    """CLAIMS on the trials that both arms have finished, as "D against B": McNemar's test with Holm's adjustment for all of them, and the difference of
+    the success rates per pair, bootstrapped over pairs."""
     outcome = {name: {(r["parent_prompt"], r["prompt"], r["seed"]): bool(r["success"]) for r in own} for name, own in results.items()}
     tests: dict[str, PairedTest] = {}
     gaps: dict[str, Mean] = {}
-    for other in CONTROLS:
+    for arm, other in ((arm, other) for arm, others in CLAIMS.items() for other in others):
         common = sorted(outcome.get(arm, {}).keys() & outcome.get(other, {}).keys())
         if not common:
             continue
-        tests[other] = mcnemar([(outcome[arm][key], outcome[other][key]) for key in common])
+        name = f"{arm}{AGAINST}{other}"
+        tests[name] = mcnemar([(outcome[arm][key], outcome[other][key]) for key in common])
         by_pair: dict[tuple[str, str], list[int]] = {}
         for key in common:
             by_pair.setdefault(key[:2], []).append(outcome[arm][key] - outcome[other][key])
-        gaps[other] = bootstrap_mean([sum(values) / len(values) for values in by_pair.values()])
-    return {other: (test, gaps[other]) for other, test in holm(tests).items()}
+        gaps[name] = bootstrap_mean([sum(values) / len(values) for values in by_pair.values()])
+    return {name: (test, gaps[name]) for name, test in holm(tests).items()}
 
 
 def success_by_step(results: Sequence[dict[str, Any]], steps: int) -> list[tuple[float, float]]:

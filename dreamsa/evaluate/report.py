@@ -48,7 +48,17 @@ LEGEND = (
     "parent from the same cameras: PSNR, overlap of the silhouettes, cosine of the judge's features. Foreground: share of pixels; Janus: share of side and back "
     "views that look like a front. Successes (object, and colour where one is asked for, right in at least 6 of 8 views) with Wilson intervals, means with Student's, 95 %.</p>"
 )
-COLOURS = {"A": "#8c8c94", "B": "#1b1b1f", "C": "#c9a227", "D": "#2f5fd0", "E": "#d1495b", "F": "#2a9d6f", "G": "#9b5fc0", "H": "#e07b00"}
+COLOURS = {
+    "A": "#8c8c94",
+    "B": "#1b1b1f",
+    "C": "#c9a227",
+    "D": "#2f5fd0",
+    "E": "#d1495b",
+    "F": "#2a9d6f",
+    "G": "#9b5fc0",
+    "H": "#e07b00",
+    "I": "#00a5cf",
+}
 STYLES = ("-", "--", ":", "-.")
 """Of the variants of one arm."""
 SHADE = "#4a6fd6"
@@ -310,16 +320,10 @@ def write_benchmark(benchmark: "Benchmark") -> Path:
         ],
     )
     paired = table(
-        ["paired", "only D", "only the other", "both", "neither", "p", "p, Holm", "D minus it, over pairs"],
+        ["paired", "only the first", "only the second", "both", "neither", "p", "p, Holm", "difference, over pairs"],
         [
-            [
-                f"{MODEL_ARM} against {other}",
-                *(str(n) for n in test[:4]),
-                f"{test.p:.3g}",
-                f"{test.p_holm:.3g}",
-                interval(gap, 3, signed=True),
-            ]
-            for other, (test, gap) in tests.items()
+            [name, *(str(n) for n in test[:4]), f"{test.p:.3g}", f"{test.p_holm:.3g}", interval(gap, 3, signed=True)]
+            for name, (test, gap) in tests.items()
         ],
     )
     rejected = benchmark.rejected
@@ -352,14 +356,17 @@ def write_benchmark(benchmark: "Benchmark") -> Path:
 
 def benchmark_verdict(tests: Mapping[str, Any]) -> list[str]:
     """What the paired tests say, a sentence each."""
+    from dreamsa.evaluate.benchmark import AGAINST
+
     sentences = []
-    for other, (test, gap) in tests.items():
+    for name, (test, gap) in tests.items():
+        arm, other = name.split(AGAINST)
         better = test.only_first > test.only_second
         said = (
             "does not differ surely from" if test.p_holm >= 0.05 else "succeeds more often than" if better else "succeeds less often than"
         )
         sentences.append(
-            f"{MODEL_ARM} {said} {other} ({arm_of(other).title}): only {MODEL_ARM} {test.only_first}, only {other} {test.only_second} trials, "
+            f"{arm} {said} {other} ({arm_of(other).title}): only {arm} {test.only_first}, only {other} {test.only_second} trials, "
             f"p = {test.p_holm:.2g} after Holm; {100 * gap.mean:+.1f} points over {gap.count} pairs."
         )
     return sentences or ["Too little has finished to compare arms."]

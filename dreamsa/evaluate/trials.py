@@ -62,7 +62,8 @@ ARMS: dict[str, Arm] = {
         Arm("E", "random displacement, as far as D", "noise", matched=True),
         Arm("F", "interpolation to a random scene, as far as D (Perturb-and-Revise)", "interpolate", matched=True),
         Arm("G", "ascent of the regularisers only", "regularizers"),
-        Arm("H", "auto: the better of resuming and scratch, after trying both", "auto"),
+        Arm("H", "interpolation to a random scene by the share eta (Perturb-and-Revise)", "interpolate"),
+        Arm("I", "auto: B or H, after trying both", "auto"),
     )
 }
 MODEL_ARM = "D"

@@ -45,7 +45,7 @@ FILES = {"mp4": "turntable.mp4", "webp": "turntable.webp", "png": "contact_sheet
 EDIT_PRESETS = {"Quick": 1 / 3, "Standard": 1.0, "Long": 2.0}
 """Of an edit's usual steps; a fifth of them ascends."""
 ESCAPE_NOTES = {
-    "auto": "auto: try resuming and starting from scratch, go on with the better",
+    "auto": "auto: try plain and interpolate, go on with the better",
     "anneal": "anneal: ascend on the new prompt, then descend",
     "plain": "plain: descend only",
     "fresh": "fresh: start from scratch",
@@ -448,7 +448,7 @@ def _edit_form() -> dict[str, Any]:
         climb = gr.Number(ascent, label="of which ascend", precision=0, minimum=0, min_width=90, elem_id="edit-ascent")
         scale = gr.Number(0.01, label="S while ascending", minimum=0, min_width=90, step=0.001)
     with gr.Accordion("Advanced", open=False):
-        eta = gr.Slider(0, 1, 0.3, label="eta, share of the way towards a random scene (interpolate)")
+        eta = gr.Slider(0, 1, 0.6, label="eta, share of the way towards a random scene (interpolate, auto)")
         moments = gr.Radio(["reset", "keep"], value="reset", label="Optimizer's moments", elem_classes="short")
         seed = gr.Number(None, label="Seed", precision=0, minimum=0, info="Empty: the parent's")
     start = gr.Button("Edit with annealing", variant="primary", elem_id="edit")

@@ -106,13 +106,13 @@ def test_the_paired_tests_by_hand():
         "G": [outcome("G", "x", 0, False)],
     }
     tests = paired_tests(results)
-    assert list(tests) == ["B", "E"]
-    against_b, gap = tests["B"]
+    assert list(tests) == ["D against B", "D against E"]
+    against_b, gap = tests["D against B"]
     assert against_b[:4] == (4, 0, 2, 0)
     assert against_b.p == pytest.approx(2 / 2**4)
     assert against_b.p_holm == pytest.approx(2 * 2 / 2**4)
     assert (gap.mean, gap.count) == (pytest.approx(2 / 3), 3)
-    assert tests["E"][0].p == 1
+    assert tests["D against E"][0].p == 1
 
 
 def test_successes_over_steps():

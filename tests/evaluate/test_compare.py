@@ -17,7 +17,7 @@ from dreamsa.evaluate.trials import ARMS, chosen_arms, each, newest_run, result_
 from dreamsa.runs import RunError
 from dreamsa.train import GuidanceFailed
 
-LENGTH = {"steps": 8, "ascent_steps": 3, "look_every": 4, "workers": 1}
+LENGTH = {"steps": 12, "ascent_steps": 3, "look_every": 4, "workers": 1}
 
 
 @pytest.fixture
@@ -34,16 +34,16 @@ def rabbit(runs):
 
 def test_every_escape_is_an_arm_and_every_arm_another_way():
     assert {arm.escape for arm in ARMS.values()} == set(ESCAPES)
-    assert len({(arm.escape, arm.moments) for arm in ARMS.values()}) == len(ARMS) == 7
+    assert len({(arm.escape, arm.moments, arm.matched) for arm in ARMS.values()}) == len(ARMS) == 9
 
 
 def test_all_arms_are_compared_in_one_report(runs, rabbit):
     before = {p: p.read_bytes() for p in rabbit.path.rglob("*") if p.is_file()}
     *lines, report = compare(rabbit, "a purple rabbit", seeds=1, scale=0.5, out=runs / "c", **LENGTH)
-    assert [line[0] for line in lines] == list("DEFABCG")  # those that copy another one follow it
+    assert [line[0] for line in lines] == list("DEFABCGHI")  # those that copy another one follow it
     assert {p: p.read_bytes() for p in rabbit.path.rglob("*") if p.is_file()} == before
     found = {arm: newest_run(runs / "c" / arm / "seed-0") for arm in ARMS}
-    assert {run.record["step"] for run in found.values()} == {8}
+    assert {run.record["step"] for run in found.values()} == {12}
     assert {run.record["parent"] for run in found.values()} == {rabbit.id}
     results = {arm: result_of(runs / "c" / arm / "seed-0") for arm in ARMS}
     moved = results["D"]["displacement"]
@@ -51,13 +51,13 @@ def test_all_arms_are_compared_in_one_report(runs, rabbit):
     for arm in "EF":
         assert found[arm].config.edit.displacement == moved
     assert results["B"]["displacement"] is None
-    assert [row["step"] for row in results["D"]["curve"]] == [0, 3, 4, 8]
-    assert [row["step"] for row in results["D"]["moved"]] == [1, 3, 8]
+    assert [row["step"] for row in results["D"]["curve"]] == [0, 3, 4, 8, 12]
+    assert [row["step"] for row in results["D"]["moved"]] == [1, 3, 11, 12]
     rows = list(csv.DictReader((runs / "c" / "results.csv").open()))
     assert sorted(row["arm"] for row in rows) == sorted(ARMS)
     page = (runs / "c" / "report.html").read_text()
     assert report == str(runs / "c" / "report.html")
-    assert page.count("data:image/png;base64,") == 8  # the parent and seven arms
+    assert page.count("data:image/png;base64,") == 10  # the parent and nine arms
     assert page.count("<svg") == 3
     assert not re.search(r'(src|href)="(?!data:|#)', page)  # nothing is fetched
     assert "D was tried once beside E" in page
@@ -102,7 +102,7 @@ def test_more_arms_and_seeds_are_added_to_a_comparison(runs, rabbit):
         ("a mug", {"arms": "B,E"}, "Arm E moves as far as arm D does: add D"),
         ("a mug", {"judge": "./nobody"}, "There is no judge at './nobody'"),
         ("a mug", {"seeds": 0}, "seeds must lie in"),
-        ("a mug", {"ascent_steps": 8}, "ascent_steps must be below steps = 8"),
+        ("a mug", {"ascent_steps": 12}, "ascent_steps must be below steps = 12"),
         ("a mug", {"overrides": {"nonsense": 1}}, "no key 'nonsense'"),
     ],
 )
@@ -189,7 +189,7 @@ def test_variants_of_arms_are_compared_beside_them(runs, rabbit):
         ("X", "no arm 'X'"),
         ("D@speed=1", "sets 'speed'"),
         ("D@scale=1000", r"scale must lie in \[0, 100\]"),
-        ("D@ascent_steps=9", "below steps = 8"),
+        ("D@ascent_steps=12", "below steps = 12"),
         ("B@sds.guidance=1", "guidance"),
         ("D@scale", "name=value"),
     ],

@@ -155,7 +155,7 @@ def test_generate_edit_compare_and_export(site, visit):
     page.get_by_role("option", name="STL, for 3-D printing, no colour").click()
     page.locator("#export").click()
     page.wait_for_selector("#note .bad")
-    assert page.locator("#note").inner_text() == "Nothing is solid here; train for longer."
+    assert page.locator("#note .bad").inner_text() == "Nothing is solid here; train for longer."
 
 
 def test_a_job_outlives_its_page_is_found_again_stopped_and_continued(site, visit):
