@@ -101,10 +101,10 @@ def test_the_ascent_climbs_here_too():
     assert torch.nn.functional.cosine_similarity(*moved, dim=0) < -0.9
 
 
-@pytest.mark.parametrize("precision", ["float32", "float16", "bfloat16"])
-def test_a_classifier_learns_digits(precision):
+@pytest.mark.parametrize(("precision", "method"), [("float32", "seal"), ("float16", "seal"), ("bfloat16", "seal"), ("float32", "swa")])
+def test_a_classifier_learns_digits(precision, method):
     config = TrainConfig(
-        method="seal", epochs=15, generations=2, batch=20, lr=0.05, precision=precision, device="cuda", model="preresnet-small",
+        method=method, epochs=15, generations=2, batch=20, lr=0.05, precision=precision, device="cuda", model="preresnet-small",
         splits=DataConfig(per_class=20, validation=50),
     )  # fmt: skip
     splits = load_splits("digits", config.splits)

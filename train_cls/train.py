@@ -374,7 +374,8 @@ def evaluate(training: Training, splits: Splits) -> dict[str, float]:
     found = _scores(training.model, splits, "")
     if training.average is not None and int(training.average.n_averaged) > 0:
         if not training.config.ema:  # averaged weights have seen no batch-norm statistics of their own
-            update_bn(splits.train.images.to(training.average.n_averaged.device).split(256), training.average)
+            device = next(training.model.parameters()).device
+            update_bn(splits.train.images.to(device).split(256), training.average)
         found |= _scores(training.average.module, splits, "average ")
     return found
 

@@ -136,8 +136,10 @@ class Benchmark:
 
     @property
     def comparisons(self) -> list[Comparison]:
-        """Seed by seed, so that a benchmark that is cut short has whole seeds."""
-        found = [self.comparison(pair, seed) for seed in self.seeds for pair in self.pairs]
+        """Seed by seed, and the kinds in turn, so that a benchmark that is cut short has whole seeds and something of each kind."""
+        of_kind = {kind: [pair for pair in self.pairs if pair.kind == kind] for kind in KINDS}
+        order = sorted(self.pairs, key=lambda pair: of_kind[pair.kind].index(pair))
+        found = [self.comparison(pair, seed) for seed in self.seeds for pair in order]
         return [comparison for comparison in found if comparison is not None]
 
     def results_of(self, pairs: Sequence[Pair]) -> dict[str, list[dict[str, Any]]]:

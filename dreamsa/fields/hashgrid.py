@@ -134,7 +134,7 @@ def resolve_backend(name: BackendName, device: torch.device | str) -> tuple[Lite
     """Which backend runs, and why: ("numba", "reason").
 
     Raises:
-        BackendUnavailable: A backend was named that cannot run on this device. Only `auto` falls back.
+        BackendUnavailable: A backend was named that cannot run on this device.
     """
     kind = torch.device(device).type
     if name == "torch":
@@ -152,10 +152,7 @@ def resolve_backend(name: BackendName, device: torch.device | str) -> tuple[Lite
         raise ValueError(f"There is no hash-grid backend {name!r}. There are: {', '.join(BACKENDS)}.")
     if kind == "cpu":
         return "numba", "the device is a CPU"
-    try:
-        return resolve_backend("tcnn", device)[0], "tinycudann is installed"
-    except BackendUnavailable as error:
-        return "torch", str(error)
+    return "torch", "the device is a GPU; tcnn is taken when it is asked for"
 
 
 def make_encode(config: HashGridConfig, backend: BackendName, device: torch.device | str) -> Encode:

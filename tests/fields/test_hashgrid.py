@@ -104,7 +104,7 @@ def test_a_named_backend_never_falls_back():
     assert resolve_backend("auto", "cpu") == ("numba", "the device is a CPU")
 
 
-def test_auto_on_a_gpu_without_tinycudann_takes_torch_and_says_why():
+def test_auto_on_a_gpu_takes_torch_and_says_why():
     name, reason = resolve_backend("auto", "cuda")
     assert name == "torch"
     assert "tcnn" in reason
