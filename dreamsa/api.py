@@ -137,7 +137,7 @@ def edit(
     parent: Run | str | Path,
     prompt: str,
     *,
-    escape: Escape = "anneal",
+    escape: Escape | None = None,
     steps: int | None = None,
     ascent_steps: int | None = None,
     scale: float = 0.01,
@@ -155,7 +155,8 @@ def edit(
     step count and with it every schedule, and the occupancy grid.
 
     Args:
-        escape: auto, anneal, plain, fresh, noise, interpolate or regularizers; see EditConfig.
+        escape: auto, anneal, plain, fresh, noise, interpolate or regularizers; see EditConfig. By default auto, and anneal where `ascent_steps` says
+            how long to climb.
         steps: All steps of the edit, the ascent's among them.
         scale: S, the factor on the learning rate while ascending.
         displacement: How far noise or interpolate move each parameter group, in place of what scale and eta say.
@@ -171,6 +172,7 @@ def edit(
         raise RunError(f"Run {parent.id} is {parent.status}, not finished. Finish it first: dreamsa resume {parent.id}")
     if not (parent.latest_checkpoint / "training.safetensors").is_file() and moments == "keep":
         raise RunError(f"Run {parent.id} was shipped without its optimizer's moments, so they cannot be kept. Use --moments reset.")
+    escape = escape or ("auto" if ascent_steps is None else "anneal")
     steps, ascent_steps = edit_length(before, steps, ascent_steps, name)
     if escape not in (*ASCENDING, "noise"):
         ascent_steps = 0

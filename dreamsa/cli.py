@@ -95,9 +95,11 @@ def edit(
     run: str,
     prompt: str,
     *,
-    escape: Escape = "anneal",
+    escape: Escape | None = None,
     steps: Steps = None,
-    ascent_steps: Annotated[int | None, Parameter(help="How many of the steps ascend. Default: a fifth.")] = None,
+    ascent_steps: Annotated[
+        int | None, Parameter(help="How many of the steps ascend; implies --escape anneal, whose default is a fifth.")
+    ] = None,
     scale: Annotated[float, Parameter(help="S: factor on the learning rate while ascending.")] = 0.01,
     eta: Annotated[float, Parameter(help="Share of the way towards a random scene, for interpolate and auto.")] = 0.6,
     moments: Literal["reset", "keep"] = "reset",
@@ -108,7 +110,7 @@ def edit(
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Change a finished object with a new prompt: ascend on it for a while, then descend.
+    """Change a finished object with a new prompt.
 
     Example: dreamsa edit a-rabbit-7f3a "a purple rabbit"
 
@@ -119,7 +121,7 @@ def edit(
     prompt
         What it should become.
     escape
-        How to leave the parent's local minimum: auto (try plain and interpolate, go on with the better), anneal (ascend first), plain (descend only), fresh (from scratch), noise
+        How to leave the parent's local minimum: auto (the default: try plain and interpolate, go on with the better), anneal (ascend first), plain (descend only), fresh (from scratch), noise
         (one random displacement), interpolate (towards a random scene), regularizers (a control: ascend the opacity regulariser).
     moments
         Whether the optimizer forgets what it gathered on the parent's prompt.
@@ -476,11 +478,16 @@ def _follow(job: "Job", as_json: bool, quiet: bool) -> None:
     if signals and run.status != "finished":
         print(f"Stopped at step {run.record['step']}; everything is saved. Go on with: dreamsa resume {run.id}", file=sys.stderr)
         raise SystemExit(128 + signals[0])
+    decision = run.record.get("decision")
     if as_json:
-        print(json_module.dumps({"event": "finished", "run": run.id, "path": str(run.path)}))
+        print(
+            json_module.dumps({"event": "finished", "run": run.id, "path": str(run.path), **({"decision": decision} if decision else {})})
+        )
     elif quiet:
         print(run.path)
     else:
+        if decision:
+            print(f"auto {decision}.", file=sys.stderr)
         print(f'{run.path}\n  turntable.mp4, turntable.webp, contact_sheet.png\nChange it:  dreamsa edit {run.id} "..."')
 
 

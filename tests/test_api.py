@@ -121,10 +121,10 @@ def test_an_edit_goes_on_without_its_parent_once_it_has_saved(tmp_path):
 def test_every_escape_is_a_different_way(tmp_path):
     parent = start(tmp_path).wait()
     ends = {
-        escape: scene_bytes(api.edit(parent, "a purple rabbit", steps=6, escape=escape, scale=1.0, runs=tmp_path).wait())
+        escape: scene_bytes(api.edit(parent, "a purple rabbit", steps=12, ascent_steps=4, escape=escape, scale=1.0, runs=tmp_path).wait())
         for escape in ESCAPES
     }
-    ends["keep"] = scene_bytes(api.edit(parent, "a purple rabbit", steps=6, escape="plain", moments="keep", runs=tmp_path).wait())
+    ends["keep"] = scene_bytes(api.edit(parent, "a purple rabbit", steps=12, escape="plain", moments="keep", runs=tmp_path).wait())
     assert len(set(ends.values())) == len(ends)
 
 

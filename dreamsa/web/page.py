@@ -251,6 +251,8 @@ def _parts_of_run(
     facts = f"{run.id}, seed {config.seed}, {config.model.model}, {record['device']}, hash grid {record['backend']}"
     if record["parent"]:
         facts += f", {config.edit.escape if config.edit else 'edited'} from {record['parent']}"
+    if record.get("decision"):
+        facts += f": {record['decision']}"
     card = markup.card(status, ascent, record["lineage"], facts)
     looks = (run.id, status.state == "finished", before.id if before else "")
     metrics = run.path / "metrics.jsonl"
@@ -441,17 +443,17 @@ def _edit_form() -> dict[str, Any]:
     parent = gr.Dropdown([], label="Run to change", elem_id="parent", info="It is never written to.", **FREE)
     picture = gr.HTML(elem_id="parent-picture")
     prompt = gr.Textbox(label="What it should become", placeholder="a purple rabbit", max_lines=3, max_length=1000, elem_id="edit-prompt")
-    escape = gr.Radio([(note, name) for name, note in ESCAPE_NOTES.items()], value="anneal", label="How to leave the present minimum")
+    escape = gr.Radio([(note, name) for name, note in ESCAPE_NOTES.items()], value="auto", label="How to leave the present minimum")
     length = gr.Radio([*EDIT_PRESETS], value="Standard", label="Length", elem_classes="short")
     with gr.Row(elem_classes="pair"):
         total = gr.Number(steps, label="Steps", precision=0, minimum=1, min_width=90, elem_id="edit-steps")
-        climb = gr.Number(ascent, label="of which ascend", precision=0, minimum=0, min_width=90, elem_id="edit-ascent")
+        climb = gr.Number(ascent, label="of which ascend", interactive=False, precision=0, minimum=0, min_width=90, elem_id="edit-ascent")
         scale = gr.Number(0.01, label="S while ascending", minimum=0, min_width=90, step=0.001)
     with gr.Accordion("Advanced", open=False):
         eta = gr.Slider(0, 1, 0.6, label="eta, share of the way towards a random scene (interpolate, auto)")
         moments = gr.Radio(["reset", "keep"], value="reset", label="Optimizer's moments", elem_classes="short")
         seed = gr.Number(None, label="Seed", precision=0, minimum=0, info="Empty: the parent's")
-    start = gr.Button("Edit with annealing", variant="primary", elem_id="edit")
+    start = gr.Button("Edit", variant="primary", elem_id="edit")
     time_line = gr.HTML(elem_id="edit-estimate")
     note = gr.HTML(elem_id="edit-note")
     return {
@@ -537,7 +539,8 @@ def _wire_forms(desk: Desk, page: gr.Blocks, create: dict[str, Any], change: dic
 
     def ascends(escape: str) -> Any:
         climbs = escape in ("anneal", "noise")
-        return gr.Number(interactive=climbs), gr.Button("Edit with annealing" if escape == "anneal" else f"Edit ({escape})")
+        said = {"auto": "Edit", "anneal": "Edit with annealing"}.get(escape, f"Edit ({escape})")
+        return gr.Number(interactive=climbs), gr.Button(said)
 
     form, timed = create["form"], [create["name"], create["model"], create["steps"], *create["form"][5:]]
     page.load(create_line, form, create["time"], **QUIET)
@@ -583,7 +586,7 @@ def _wire_client(desk: Desk) -> None:
         return told(lambda: desk.generate(make_config(prompt, "auto", model, steps, seed, settings=settings)))
 
     def edit(
-        run: str, prompt: str, escape: str = "anneal", steps: int | None = None, ascent_steps: int | None = None, scale: float = 0.01
+        run: str, prompt: str, escape: str = "auto", steps: int | None = None, ascent_steps: int | None = None, scale: float = 0.01
     ) -> str:
         """Queue an edit of a finished run; returns the new run's id."""
         return told(lambda: desk.edit(run, prompt, escape=escape, steps=steps, ascent_steps=ascent_steps, scale=scale))

@@ -121,6 +121,7 @@ def _all(opened: "Browser", address: str, out: Path, child: str, parent: str, pr
     choose(dark, parent)
     dark.locator("#branch").click()
     dark.locator("#edit-prompt textarea").fill(prompt)
+    dark.get_by_label("anneal: ascend on the new prompt").check()
     dark.locator("#edit-steps input").fill(str(steps))
     dark.locator("#edit-ascent input").fill(str(steps // 2))
     dark.locator("#edit").click()

@@ -97,7 +97,7 @@ def test_a_run_is_evaluated_to_a_file_and_a_picture(runs):
     from PIL import Image
 
     parent = api.generate(config=tiny_config(), runs=runs).wait()
-    edit = api.edit(parent, "a purple rabbit", steps=4, runs=runs).wait()
+    edit = api.edit(parent, "a purple rabbit", steps=4, escape="plain", runs=runs).wait()
     own, facts = evaluate_run(parent, runs=runs), evaluate_run(edit.id, runs=runs)
     assert own["parent"] is None
     assert own["scores"]["psnr"] is None

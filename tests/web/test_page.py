@@ -127,6 +127,7 @@ def test_generate_edit_compare_and_export(site, visit):
     page.wait_for_selector("#turntable img")
     page.locator("#branch").click()
     page.locator("#edit-prompt textarea").fill("a purple rabbit")
+    page.get_by_label("anneal: ascend on the new prompt").check()
     page.locator("#edit-steps input").fill("120")
     page.locator("#edit-ascent input").fill("60")
     page.locator("#edit").click()

@@ -253,7 +253,7 @@ def test_shipped_examples_fill_an_empty_gallery_and_can_be_edited_at_once(tmp_pa
     assert rabbit.record["example"] is True
     views = [api.pictures(api.load_scene(run), run.config.camera, 2, 32).astype(int) for run in (finished[0], rabbit)]
     assert np.abs(views[0] - views[1]).max() <= 2  # of 255: the table was rounded
-    assert api.edit(rabbit, "a mug", steps=4, runs=tmp_path / "runs").wait().status == "finished"
+    assert api.edit(rabbit, "a mug", steps=4, escape="plain", runs=tmp_path / "runs").wait().status == "finished"
     with pytest.raises(RunError, match="shipped without its optimizer's moments"):
         api.edit(rabbit, "a mug", steps=4, moments="keep", runs=tmp_path / "runs")
 
