@@ -81,7 +81,8 @@ def screenshots(out: Path, runs: Path, steps: int = 250) -> list[Path]:
         ValueError: `runs` holds no finished edit.
     """
     from dreamsa.runs import RunError, list_runs
-    from dreamsa.web.page import launch, open_desk
+    from dreamsa.web.desk import open_desk
+    from dreamsa.web.page import launch
 
     out, found = out.resolve(), [run.path.resolve() for run in list_runs(runs)]
     out.mkdir(parents=True, exist_ok=True)

@@ -21,6 +21,7 @@ pytest.importorskip("gradio", reason="the page needs gradio: pip install 'dreams
 from dreamsa import api
 from dreamsa.guidance.analytic import GaussianMixture
 from dreamsa.runs import Run
+from dreamsa.web import desk as web_desk
 from dreamsa.web import page as web_page
 from dreamsa.web import screenshots
 from dreamsa.web.jobs import JobManager
@@ -50,9 +51,10 @@ def site(tmp_path_factory) -> Iterator[SimpleNamespace]:
     patch.setattr(api, "PREVIEW_SECONDS", 0.2)
     patch.setattr(web_page, "POLL_SECONDS", 0.5)
     patch.setattr(api, "export", stand_in_export, raising=False)
-    patch.setattr(web_page, "preset", lambda name, prompt: tiny_config(prompt=prompt))
+    for module in (web_page, web_desk):
+        patch.setattr(module, "preset", lambda name, prompt: tiny_config(prompt=prompt))
     folder = tmp_path_factory.mktemp("site") / "runs"
-    desk = web_page.Desk(JobManager(folder), folder / "exports")
+    desk = web_desk.Desk(JobManager(folder), folder / "exports")
     page, address = web_page.launch(desk)
     yield SimpleNamespace(desk=desk, page=page, address=address.rstrip("/"), manager=desk.manager)
     desk.manager.close()
