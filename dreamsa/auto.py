@@ -31,11 +31,20 @@ AZIMUTHS = (0.0, 45.0, 90.0, 135.0, 180.0, 225.0, 270.0, 315.0)
 ELEVATION_DEG = 15.0
 LEVELS = (0.5, 0.6, 0.7)
 """Noise levels, as shares of the schedule, at which views are asked about: what is coarse is decided there."""
+MARGIN = 0.002
+"""By how much resuming has to be ahead to be gone on with: interpolating begins further back and gains longer."""
 
 
 def tried_steps(config: RunConfig) -> int:
-    """How long each of the two is tried."""
-    return config.steps // SHARE
+    """How long each of the two is tried; 0 for any other run."""
+    return config.steps // SHARE if config.edit is not None and config.edit.escape == "auto" else 0
+
+
+def clock(config: RunConfig, step: int) -> tuple[int, int]:
+    """Where a step is in the run's schedules (noise levels, rate, regularisers), and how long those are: the steps spent on the way that is not taken are no
+    part of them."""
+    tried = tried_steps(config)
+    return step if step < tried else step - tried, config.steps - tried
 
 
 @torch.no_grad()
@@ -79,12 +88,16 @@ class Race:
         """What was decided and why, in a sentence; None while it is not."""
         if REVISED not in self.found:
             return None
-        resumed, scratch = self.found[RESUMED], self.found[REVISED]
-        winner, other = (RESUMED, REVISED) if resumed >= scratch else (REVISED, RESUMED)
+        said = [f"{1000 * self.found[way]:.1f} after {way}" for way in (RESUMED, REVISED)]
         return (
-            f"went on with {winner}: after {self.steps} steps each, the model found the prompt in its views with an advantage of "
-            f"{1000 * self.found[winner]:.1f}, against {1000 * self.found[other]:.1f} after {other} (thousandths of the noise's variance)"
+            f"went on with {RESUMED if self.resumes else REVISED}: after {self.steps} steps each, being told the prompt helps the model to denoise the views "
+            f"by {' and '.join(said)} (thousandths of the noise's variance; {RESUMED} has to be ahead by {1000 * MARGIN:g})"
         )
+
+    @property
+    def resumes(self) -> bool:
+        """Whether resuming is gone on with."""
+        return self.found[RESUMED] >= self.found[REVISED] + MARGIN
 
     def turn(self, training: "Training", score: ScoreModel, prompt: ViewPrompt) -> None:
         """Before a step: at the end of the first trial, put it aside and take up the parent again; at the end of the second, choose."""
@@ -99,7 +112,7 @@ class Race:
             scene.restore(parent)
         elif training.step == 2 * self.steps:
             self.found[REVISED] = advantage(scene, camera, score, prompt)
-            if self.found[RESUMED] >= self.found[REVISED]:
+            if self.resumes:
                 scene.restore(self.kept["scene"])
                 checkpoint.unpack_optimizer(optimizer, self.kept["moments"], self.kept_state)
             self.kept, self.kept_state = {}, {}

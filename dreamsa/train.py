@@ -16,7 +16,7 @@ from torch import Tensor
 
 from dreamsa import checkpoint
 from dreamsa.annealing import Annealer
-from dreamsa.auto import Race, tried_steps
+from dreamsa.auto import Race, clock, tried_steps
 from dreamsa.config import LossConfig, OptimizerConfig, RunConfig
 from dreamsa.escape import last_reset, rules_for
 from dreamsa.guidance.prompts import ViewPrompt
@@ -117,7 +117,7 @@ def new_training(config: RunConfig, device: torch.device | str = "cpu") -> Train
     """A run at its very beginning."""
     scene = Scene(config.field, config.render, config.seed, device)
     optimizer = new_optimizer(scene, config.optimizer)
-    race = Race(tried_steps(config)) if config.edit is not None and config.edit.escape == "auto" else None
+    race = Race(tried_steps(config)) if tried_steps(config) else None
     return Training(config, scene, optimizer, Annealer(optimizer, rules_for(config)), race=race)
 
 
@@ -126,7 +126,8 @@ def rate_factor(config: RunConfig, step: int) -> float:
     to `decay` at the end of the run."""
     start, warmup, decay = last_reset(config, step), config.optimizer.warmup, config.optimizer.decay
     rising = 1.0 if start is None or not warmup else min((step - start + 1) / warmup, 1.0)
-    return rising * (decay + (1 - decay) * 0.5 * (1 + cos(pi * step / config.steps)))
+    at, length = clock(config, step)
+    return rising * (decay + (1 - decay) * 0.5 * (1 + cos(pi * at / length)))
 
 
 def draw_views(config: RunConfig, step: int, device: torch.device, timesteps: int) -> Draw:
@@ -139,7 +140,7 @@ def draw_views(config: RunConfig, step: int, device: torch.device, timesteps: in
         torch.rand(b, size, size, generator=rng, device=device),
         random_grey(b, rng),
         torch.nn.functional.normalize(light, dim=-1),
-        sample_timesteps(config.sds, step, config.steps, b, rng, timesteps),
+        sample_timesteps(config.sds, *clock(config, step), b, rng, timesteps),
     )
 
 
@@ -204,7 +205,8 @@ def sds_step(training: Training, score: ScoreModel, prompt: ViewPrompt, processe
         grad = sds_weight(alpha_bar).view(-1, 1, 1, 1) * (predicted - noise)  # DreamFusion, eq. 3
         grad = clip_per_view(grad, config.sds.max_grad_norm)
     phase = training.annealer.phase
-    loss = objective(phase, sds_loss(latents, grad), view, config.loss, step / config.steps)
+    at, length = clock(config, step)
+    loss = objective(phase, sds_loss(latents, grad), view, config.loss, at / length)
     training.optimizer.zero_grad()
     (loss / processes.count).backward()
     gradients = [p.grad for p in scene.parameters() if p.grad is not None]

@@ -90,7 +90,21 @@ def test_a_run_says_what_was_decided_and_why(tmp_path, monkeypatch):
     rabbit = api.generate(config=tiny_config(turntable=0), runs=tmp_path).wait()
     run = api.edit(rabbit, "a purple rabbit", escape="auto", steps=STEPS, runs=tmp_path).wait()
     assert run.record["decision"].startswith("went on with ")
-    assert "advantage" in run.record["decision"]
+    assert "helps the model to denoise the views" in run.record["decision"]
+
+
+def test_schedules_run_whole_over_the_way_that_is_taken():
+    """The resumed scene goes on where it was put aside, the other one begins anew; both end at the end."""
+    config = tiny_auto(steps=24)
+    assert [auto.clock(config, step) for step in (0, 3, 4, 7, 8, 23)] == [(0, 20), (3, 20), (0, 20), (3, 20), (4, 20), (19, 20)]
+    assert auto.clock(tiny_config(steps=24), 7) == (7, 24)
+
+
+@pytest.mark.parametrize(("ahead", "resumes"), [(0.0025, True), (0.0015, False), (-0.1, False)])
+def test_resuming_has_to_be_clearly_ahead(ahead, resumes):
+    race = auto.Race(4, {RESUMED: 0.01 + ahead, REVISED: 0.01})
+    assert race.resumes == resumes
+    assert race.decision.startswith(f"went on with {RESUMED if resumes else REVISED}: after 4 steps each")
 
 
 def test_too_few_steps_for_two_tries_are_refused():
