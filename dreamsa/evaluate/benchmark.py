@@ -7,10 +7,11 @@ from typing import Any, NamedTuple
 
 from dreamsa import api, checkpoint
 from dreamsa.config import preset
-from dreamsa.evaluate.compare import Comparison, keep_plan, plain, summary, told, write_tables
+from dreamsa.evaluate.compare import Comparison, keep_plan
 from dreamsa.evaluate.judge import EMBEDDED, Judge, locate_judge
-from dreamsa.evaluate.metrics import Mean, PairedTest, bootstrap_mean, holm, mcnemar
+from dreamsa.evaluate.report import write_benchmark
 from dreamsa.evaluate.scores import ENOUGH, finished_scene, fixed_views, scores_of, strip
+from dreamsa.evaluate.tables import paired_tests, plain, summary, told, write_tables
 from dreamsa.evaluate.trials import (
     SAVE_EVERY,
     Recipe,
@@ -76,10 +77,6 @@ PAIRS: tuple[Pair, ...] = tuple(
     }.items()
     for source, prompt in edits
 )
-CLAIMS = {"D": ("B", "E", "F"), "H": ("B", "C", "F"), "I": ("B", "C", "H")}
-"""What each way has to beat. Ascent: no escape, a random one, and Perturb-and-Revise's, both as far. Interpolation: none, scratch, and one as short as
-ascent. Auto: the two that it chooses from, and scratch."""
-AGAINST = " against "
 RECIPE = Recipe(steps=300, ascent_steps=60, overrides={"turntable": 0})
 PARENT_STEPS = preset("toybox", "").steps
 
@@ -197,8 +194,6 @@ def benchmark_edits(benchmark: Benchmark, *, workers: int | None = None, stop: S
 
 
 def _benchmark(benchmark: Benchmark, workers: int, stop: Stop) -> Iterator[str]:
-    from dreamsa.evaluate.report import write_benchmark
-
     parents, edits = len(benchmark.parents), len(benchmark.pairs) * len(benchmark.seeds) * len(benchmark.arms)
     steps = parents * benchmark.parent_steps + edits * benchmark.recipe.steps
     yield f"{parents} parents and {edits} edits, {steps:,} steps in all; what has finished before is not run again"
@@ -259,35 +254,6 @@ def make_parent(task: ParentTask, stop: Stop = lambda: False) -> dict[str, Any] 
     assert made is not None
     checkpoint.write_json(task.folder / "result.json", made)
     return made
-
-
-def paired_tests(results: dict[str, list[dict[str, Any]]]) -> dict[str, tuple[PairedTest, Mean]]:
-    """CLAIMS on the trials that both arms have finished, as "D against B": McNemar's test with Holm's adjustment for all of them, and the difference of
-    the success rates per pair, bootstrapped over pairs."""
-    outcome = {name: {(r["parent_prompt"], r["prompt"], r["seed"]): bool(r["success"]) for r in own} for name, own in results.items()}
-    tests: dict[str, PairedTest] = {}
-    gaps: dict[str, Mean] = {}
-    for arm, other in ((arm, other) for arm, others in CLAIMS.items() for other in others):
-        common = sorted(outcome.get(arm, {}).keys() & outcome.get(other, {}).keys())
-        if not common:
-            continue
-        name = f"{arm}{AGAINST}{other}"
-        tests[name] = mcnemar([(outcome[arm][key], outcome[other][key]) for key in common])
-        by_pair: dict[tuple[str, str], list[int]] = {}
-        for key in common:
-            by_pair.setdefault(key[:2], []).append(outcome[arm][key] - outcome[other][key])
-        gaps[name] = bootstrap_mean([sum(values) / len(values) for values in by_pair.values()])
-    return {name: (test, gaps[name]) for name, test in holm(tests).items()}
-
-
-def success_by_step(results: Sequence[dict[str, Any]], steps: int) -> list[tuple[float, float]]:
-    """(step, share of the trials that have succeeded by then), up to the last step."""
-    reached = sorted(r["steps_to_success"] for r in results if r["steps_to_success"] is not None)
-    return [
-        (0.0, 0.0),
-        *((step, (i + 1) / len(results)) for i, step in enumerate(reached)),
-        (float(steps), len(reached) / max(len(results), 1)),
-    ]
 
 
 def new_benchmark(

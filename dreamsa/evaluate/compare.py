@@ -1,9 +1,6 @@
 """`dreamsa compare`: several ways to edit one object, at equal UNet calls from the same parent with the same seeds. Does ascent beat its controls?"""
 
-import csv
-import io
 import json
-import statistics
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -12,7 +9,8 @@ from typing import Any
 from dreamsa import api, checkpoint
 from dreamsa.config import EditConfig, edited
 from dreamsa.evaluate.judge import EMBEDDED, locate_judge
-from dreamsa.evaluate.metrics import Mean, student_mean, wilson
+from dreamsa.evaluate.report import write_comparison
+from dreamsa.evaluate.tables import summary, told, write_tables
 from dreamsa.evaluate.trials import (
     MODEL_ARM,
     Recipe,
@@ -30,20 +28,6 @@ from dreamsa.guidance.prompts import check_prompt
 from dreamsa.runs import Run, RunError, find_run, runs_folder, slug
 
 PLAN = "comparison.json"
-MEASURES = (
-    "probability",
-    "r_precision",
-    "object_right",
-    "colour_right",
-    "probability_before",
-    "directional_similarity",
-    "psnr",
-    "silhouette",
-    "likeness",
-    "foreground",
-    "janus",
-)
-"""The scores that tables show."""
 
 
 @dataclass(frozen=True)
@@ -128,8 +112,6 @@ def compare(
 
 
 def _compare(comparison: Comparison, workers: int, stop: Stop) -> Iterator[str]:
-    from dreamsa.evaluate.report import write_comparison
-
     for results in each(run_chain, comparison.due, workers, stop):
         yield from map(told, results)
     if any(comparison.results.values()):
@@ -179,79 +161,3 @@ def keep_plan(path: Path, plan: dict[str, Any]) -> None:
         checkpoint.write_json(path, wanted)
     except OSError as error:
         raise ValueError(f"{path.parent} cannot be written: {error.strerror or error}. Choose another folder.") from error
-
-
-def told(result: dict[str, Any]) -> str:
-    """A finished trial in a line."""
-    head = f"{result['arm']}, seed {result['seed']}: {result['parent_prompt']} -> {result['prompt']}: "
-    if result["scores"] is None:
-        return head + f"failed, {result['failed']}"
-    scores = result["scores"]
-    return (
-        head
-        + f"{'success' if result['success'] else 'miss'}, probability {scores['probability']:.3f}, PSNR to the parent {scores['psnr']:.1f} dB"
-    )
-
-
-def of(results: Sequence[dict[str, Any]], measure: str) -> list[float]:
-    """A score of all trials that have it."""
-    found = [result["scores"].get(measure) for result in results if result["scores"]]
-    return [value for value in found if value is not None]
-
-
-def total_displacement(result: dict[str, Any]) -> float | None:
-    """Euclidean norm over all parameter groups of the move that an escape made."""
-    moved = result.get("displacement")
-    return sum(norm**2 for norm in moved.values()) ** 0.5 if moved else None
-
-
-def summary(results: dict[str, list[dict[str, Any]]]) -> dict[str, dict[str, Any]]:
-    """Per arm: successes with Wilson's interval, means of the scores with Student's intervals, median steps to success and displacement."""
-    table: dict[str, dict[str, Any]] = {}
-    for arm, own in results.items():
-        if not own:
-            continue
-        quick = [r["steps_to_success"] for r in own if r["steps_to_success"] is not None]
-        moved = [m for m in map(total_displacement, own) if m is not None]
-        table[arm] = {
-            "title": arm_of(arm).title,
-            "success": wilson(sum(r["success"] for r in own), len(own))._asdict(),
-            "steps_to_success": statistics.median(quick) if quick else None,
-            "displacement": statistics.median(moved) if moved else None,
-            **{measure: plain(student_mean(of(own, measure))) for measure in MEASURES if of(own, measure)},
-        }
-    return table
-
-
-def differences(results: dict[str, list[dict[str, Any]]], measure: str, arm: str = MODEL_ARM) -> dict[str, Mean]:
-    """`arm` minus each other arm, paired over seeds that both have finished."""
-    if not results.get(arm):
-        return {}
-    scores = {name: {r["seed"]: r["scores"][measure] for r in own if r["scores"]} for name, own in results.items()}
-    found = {}
-    for other in results:
-        common = [s for s in scores[arm] if s in scores[other] and None not in (scores[arm][s], scores[other][s])]
-        if other != arm and common:
-            found[other] = student_mean([scores[arm][s] - scores[other][s] for s in common])
-    return found
-
-
-def plain(d: Mean) -> dict[str, Any]:
-    """For JSON, which has no NaN."""
-    return {name: None if value != value else value for name, value in d._asdict().items()}
-
-
-def write_tables(folder: Path, results: Sequence[dict[str, Any]], summed: dict[str, Any]) -> None:
-    """FOLDER/results.csv with one line per trial and FOLDER/results.json with the summary too. Neither holds a time or a run's random name."""
-    columns = ["parent_prompt", "prompt", "arm", "seed", "success", "steps_to_success"]
-    measures = sorted({name for r in results if r["scores"] for name in r["scores"]})
-    out = io.StringIO()
-    table = csv.writer(out, lineterminator="\n")
-    table.writerow([*columns, "displacement", *measures])
-    for r in results:
-        moved = total_displacement(r)
-        scores = [(r["scores"] or {}).get(name) for name in measures]
-        table.writerow([*(r[name] for name in columns), None if moved is None else round(moved, 6), *scores])
-    checkpoint.write_atomic(folder / "results.csv", out.getvalue().encode())
-    timeless = [{name: value for name, value in r.items() if name != "seconds"} for r in results]
-    checkpoint.write_json(folder / "results.json", {"summary": summed, "trials": timeless})

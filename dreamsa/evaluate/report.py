@@ -10,15 +10,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dreamsa import checkpoint
-from dreamsa.evaluate.compare import MEASURES, Comparison, differences, summary
 from dreamsa.evaluate.metrics import Mean, wilson
 from dreamsa.evaluate.scores import finished_scene, fixed_views, strip
+from dreamsa.evaluate.tables import AGAINST, MEASURES, differences, paired_tests, success_by_step, summary
 from dreamsa.evaluate.trials import MODEL_ARM, Trial, arm_of, newest_run, result_of
 from dreamsa.export.video import write_png
 from dreamsa.runs import Run
 
 if TYPE_CHECKING:
     from dreamsa.evaluate.benchmark import Benchmark
+    from dreamsa.evaluate.compare import Comparison
 
 STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 72rem; margin: 2rem auto; padding: 0 1rem; color: #1b1b1f; background: #fff }
@@ -259,7 +260,7 @@ def _time(results: Mapping[str, Sequence[dict[str, Any]]]) -> str:
     return f"<p>Time of the steps alone, median per arm, on whatever else the machine was doing: {', '.join(each)}.</p>"
 
 
-def write_comparison(comparison: Comparison) -> Path:
+def write_comparison(comparison: "Comparison") -> Path:
     """FOLDER/report.html from the trials that have finished."""
     results = {arm: own for arm, own in comparison.results.items() if own}
     parent, recipe = Run(comparison.parent), comparison.recipe
@@ -302,11 +303,9 @@ def write_comparison(comparison: Comparison) -> Path:
 
 def write_benchmark(benchmark: "Benchmark") -> Path:
     """FOLDER/report.html from the trials that have finished."""
-    from dreamsa.evaluate.benchmark import KINDS, paired_tests, success_by_step
-
     results, by_kind, recipe = benchmark.results, benchmark.results_by_kind, benchmark.recipe
     arms = [arm for arm in benchmark.arms if results[arm]]
-    kinds = [kind for kind in KINDS if kind in by_kind]
+    kinds = list(by_kind)
     tests = paired_tests(results)
     share = table(
         ["arm", "all", *kinds],
@@ -356,8 +355,6 @@ def write_benchmark(benchmark: "Benchmark") -> Path:
 
 def benchmark_verdict(tests: Mapping[str, Any]) -> list[str]:
     """What the paired tests say, a sentence each."""
-    from dreamsa.evaluate.benchmark import AGAINST
-
     sentences = []
     for name, (test, gap) in tests.items():
         arm, other = name.split(AGAINST)

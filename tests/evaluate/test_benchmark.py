@@ -10,8 +10,9 @@ from tiny_work import Budget
 
 from dreamsa import api
 from dreamsa.evaluate import benchmark as module
-from dreamsa.evaluate.benchmark import KINDS, PAIRS, benchmark_edits, new_benchmark, paired_tests, success_by_step
+from dreamsa.evaluate.benchmark import KINDS, PAIRS, benchmark_edits, new_benchmark
 from dreamsa.evaluate.scores import named
+from dreamsa.evaluate.tables import paired_tests, success_by_step
 from dreamsa.toybox.captions import HELD_OUT
 
 TINY = {"camera.resolution": 16, "render.samples": 24, "field.grid.levels": 2, "field.grid.log2_size": 8, "field.hidden": 8}

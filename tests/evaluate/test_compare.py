@@ -12,7 +12,8 @@ from tiny_work import Budget
 from dreamsa import api
 from dreamsa.config import ESCAPES
 from dreamsa.evaluate import trials
-from dreamsa.evaluate.compare import compare, differences, summary
+from dreamsa.evaluate.compare import compare
+from dreamsa.evaluate.tables import differences, summary
 from dreamsa.evaluate.trials import ARMS, chosen_arms, each, newest_run, result_of, steps_to_success
 from dreamsa.runs import RunError
 from dreamsa.train import GuidanceFailed
