@@ -315,8 +315,8 @@ def _train(run: Run, config: RunConfig, parent: Run | None, going_on: bool, proc
                     _log(run, result, displacement(training.optimizer, start.values[0]) if start.values else None)
                 if time.monotonic() - shown > PREVIEW_SECONDS or done:
                     preview, shown = _preview(run, training), time.monotonic()
-                if training.race is not None and training.step == 2 * training.race.steps + 1:
-                    run.update(decision=training.race.decision)
+                if training.watch is not None and training.step == training.watch.steps + 1:
+                    run.update(decision=training.watch.decision)
                 if training.step % config.save_every == 0 and not done:
                     _save(run, training)
             left = (config.steps - training.step) * seconds

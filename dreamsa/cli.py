@@ -121,7 +121,7 @@ def edit(
     prompt
         What it should become.
     escape
-        How to leave the parent's local minimum: auto (the default: try plain and interpolate, go on with the better), anneal (ascend first), plain (descend only), fresh (from scratch), noise
+        How to leave the parent's local minimum: auto (the default: resume, and interpolate if that is not on its way), anneal (ascend first), plain (descend only), fresh (from scratch), noise
         (one random displacement), interpolate (towards a random scene), regularizers (a control: ascend the opacity regulariser).
     moments
         Whether the optimizer forgets what it gathered on the parent's prompt.

@@ -72,7 +72,7 @@ class EditConfig:
     parent: str
     """Id of the run that the scene was taken from."""
     escape: Escape = "anneal"
-    """auto: try plain and interpolate, and go on with what has come nearer to the prompt (see `dreamsa.auto`).
+    """auto: resume, and if the score model finds after a while that the scene is not on its way, go back and interpolate (see `dreamsa.auto`).
     anneal: ascend on the new prompt, then descend. plain: descend only. fresh: start from scratch. noise: one random
     displacement, then descend. interpolate: move towards a random scene, then descend (Perturb-and-Revise). regularizers: as
     anneal, but what ascends is the opacity regulariser alone: the control that knows nothing of the new prompt."""
@@ -142,7 +142,9 @@ class RunConfig:
                 f"edit.ascent_steps must be below steps = {self.steps}, got {self.edit.ascent_steps}. An edit that only climbs never lands."
             )
         if self.edit is not None and self.edit.escape == "auto" and self.steps < 12:
-            raise ValueError(f"The escape auto tries two ways before it decides: it needs at least 12 steps, got {self.steps}.")
+            raise ValueError(
+                f"The escape auto watches for a sixth of the steps before it decides: it needs at least 12 steps, got {self.steps}."
+            )
 
 
 def preset(name: PresetName, prompt: str) -> RunConfig:

@@ -17,9 +17,9 @@ from dreamsa.annealing import (
     direction_to,
     random_direction,
 )
-from dreamsa.auto import RESUMED, REVISED, tried_steps
+from dreamsa.auto import watched_steps
 from dreamsa.config import ASCENDING, EditConfig, RunConfig
-from dreamsa.scene import Scene
+from dreamsa.scene import fresh_parameters
 
 
 def rules_for(config: RunConfig) -> list[Rule]:
@@ -27,7 +27,7 @@ def rules_for(config: RunConfig) -> list[Rule]:
 
     anneal ascends for `ascent_steps` at `scale` times the learning rate, moments forgotten at both edges (thesis, eq. 9);
     regularizers does the same with the opacity regulariser in place of score distillation (see `train.objective`). noise, interpolate
-    and fresh move once, then descend. auto resumes for a while, then interpolates and goes on from there for as long; what comes of it is `auto.Race`'s. All but a plain
+    and fresh move once, then descend. auto resumes, until `auto.Watch` decides. All but a plain
     edit that keeps its moments start with none.
     """
     edit = config.edit
@@ -35,11 +35,7 @@ def rules_for(config: RunConfig) -> list[Rule]:
         return []
     reset = (ResetMoments(),)
     if edit.escape == "auto":
-        tried, move = tried_steps(config), Interpolate(edit.eta, lambda _: _fresh_parameters(config))
-        return [
-            Rule(Window(0, tried), StepTransform(), on_open=reset, phase=f"try {RESUMED}"),
-            Rule(Window(tried, tried), StepTransform(), on_open=(move, *reset), phase=f"try {REVISED}"),
-        ]
+        return [Rule(Window(0, watched_steps(config)), StepTransform(), on_open=reset, phase="watch")]
     if edit.escape in ASCENDING and edit.ascent_steps:
         phase = "ascend" if edit.escape == "anneal" else "ascend regularizers"
         return [Rule(Window(0, edit.ascent_steps), GradientAscent(edit.scale), on_open=reset, on_close=reset, phase=phase)]
@@ -52,7 +48,7 @@ def _moves(edit: EditConfig, config: RunConfig) -> tuple[Event, ...]:
     moved in an ascent of `ascent_steps` at `scale`, and interpolate by the share `eta` of the way to another random scene."""
 
     def fresh(_: int) -> Sequence[Tensor]:
-        return _fresh_parameters(config)
+        return fresh_parameters(config.field, config.render, config.seed + 1)
 
     if edit.escape == "fresh":
         return (Interpolate(1.0, fresh),)
@@ -75,12 +71,4 @@ def last_reset(config: RunConfig, step: int) -> int | None:
         return 0
     if edit.escape in ASCENDING and edit.ascent_steps:
         return edit.ascent_steps if step >= edit.ascent_steps else 0
-    if edit.escape == "auto" and step >= tried_steps(config):
-        return tried_steps(config)
     return None if edit.escape == "plain" and edit.moments == "keep" else 0
-
-
-def _fresh_parameters(config: RunConfig) -> Sequence[Tensor]:
-    """The parameters of another random scene, in the optimizer's order."""
-    scene = Scene(config.field, config.render, config.seed + 1)
-    return [p.detach() for group in scene.groups(1.0, 1.0, 1.0) for p in group["params"]]

@@ -113,3 +113,9 @@ class Scene(nn.Module):
             views[0].orientation,
             sum(v.samples for v in views),
         )
+
+
+def fresh_parameters(field: FieldConfig, render: RenderConfig, seed: int) -> list[Tensor]:
+    """The parameters of another random scene, in the order of an optimizer's groups."""
+    groups = Scene(field, render, seed).groups(1.0, 1.0, 1.0)
+    return [p.detach() for group in groups for p in group["params"]]

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from dreamsa import checkpoint
 from dreamsa.annealing import Annealer
-from dreamsa.auto import Race, clock, tried_steps
+from dreamsa.auto import Watch, watched_steps
 from dreamsa.config import LossConfig, OptimizerConfig, RunConfig
 from dreamsa.escape import last_reset, rules_for
 from dreamsa.guidance.prompts import ViewPrompt
@@ -77,8 +77,14 @@ class Training:
     step: int = 0
     skipped_in_a_row: int = 0
     skipped: int = 0
-    race: Race | None = None
+    watch: Watch | None = None
     """What the escape `auto` has found so far; None for any other run."""
+
+    @property
+    def clock(self) -> tuple[int, int]:
+        """Where the run is in its schedules (noise levels, rate, regularisers), and how long those are: what was given up is no part of them."""
+        began = self.watch.began if self.watch is not None else 0
+        return self.step - began, self.config.steps - began
 
     def save(self, folder: Path) -> None:
         """Write a checkpoint; see `dreamsa.checkpoint`."""
@@ -91,8 +97,8 @@ class Training:
             "optimizer": optimizer,
         }
         groups = {"scene": self.scene.tensors(), "training": tensors}
-        if self.race is not None:
-            groups["race"], state["race"] = self.race.tensors(), self.race.state()
+        if self.watch is not None:
+            groups["parent"], state["watch"] = self.watch.parent, self.watch.state()
         checkpoint.save(folder, groups, state)
 
     def load(self, folder: Path) -> None:
@@ -103,8 +109,8 @@ class Training:
         self.annealer.load_state_dict(state["annealer"])
         self.step, self.skipped = state["step"], state["skipped"]
         self.skipped_in_a_row = state["skipped_in_a_row"]
-        if self.race is not None:
-            self.race.restore(tensors["race"], state["race"])
+        if self.watch is not None:
+            self.watch.restore(tensors["parent"], state["watch"])
 
 
 def new_optimizer(scene: Scene, config: OptimizerConfig) -> torch.optim.Adam:
@@ -117,20 +123,19 @@ def new_training(config: RunConfig, device: torch.device | str = "cpu") -> Train
     """A run at its very beginning."""
     scene = Scene(config.field, config.render, config.seed, device)
     optimizer = new_optimizer(scene, config.optimizer)
-    race = Race(tried_steps(config)) if tried_steps(config) else None
-    return Training(config, scene, optimizer, Annealer(optimizer, rules_for(config)), race=race)
+    watch = Watch(watched_steps(config), config.edit.eta) if config.edit is not None and config.edit.escape == "auto" else None
+    return Training(config, scene, optimizer, Annealer(optimizer, rules_for(config)), watch=watch)
 
 
-def rate_factor(config: RunConfig, step: int) -> float:
+def rate_factor(config: RunConfig, step: int, began: int = 0) -> float:
     """Factor on the learning rate: a warm-up after moments were reset, as Adam's first steps would all be of full length, and a cosine down
     to `decay` at the end of the run."""
-    start, warmup, decay = last_reset(config, step), config.optimizer.warmup, config.optimizer.decay
+    start, warmup, decay = began or last_reset(config, step), config.optimizer.warmup, config.optimizer.decay
     rising = 1.0 if start is None or not warmup else min((step - start + 1) / warmup, 1.0)
-    at, length = clock(config, step)
-    return rising * (decay + (1 - decay) * 0.5 * (1 + cos(pi * at / length)))
+    return rising * (decay + (1 - decay) * 0.5 * (1 + cos(pi * (step - began) / (config.steps - began))))
 
 
-def draw_views(config: RunConfig, step: int, device: torch.device, timesteps: int) -> Draw:
+def draw_views(config: RunConfig, step: int, device: torch.device, timesteps: int, began: int = 0) -> Draw:
     rng = generator_for(config.seed, step, "views", device)
     b, size = config.camera.batch, config.camera.resolution
     cameras = sample_cameras(config.camera, rng)
@@ -140,7 +145,7 @@ def draw_views(config: RunConfig, step: int, device: torch.device, timesteps: in
         torch.rand(b, size, size, generator=rng, device=device),
         random_grey(b, rng),
         torch.nn.functional.normalize(light, dim=-1),
-        sample_timesteps(config.sds, *clock(config, step), b, rng, timesteps),
+        sample_timesteps(config.sds, step - began, config.steps - began, b, rng, timesteps),
     )
 
 
@@ -175,13 +180,14 @@ def displacement(optimizer: torch.optim.Optimizer, start: Mapping[Tensor, Tensor
 def sds_step(training: Training, score: ScoreModel, prompt: ViewPrompt, processes: Processes = Processes()) -> StepResult:
     """One update of the scene: look at it, noise it, ask the score model, step."""
     started, config, scene, step = time.monotonic(), training.config, training.scene, training.step
-    if training.race is not None:
-        training.race.turn(training, score, prompt)
+    if training.watch is not None:
+        training.watch.turn(training, score, prompt)
+    at, length = training.clock
     training.annealer.begin()
     if step == 0 or training.annealer.edge or step % config.render.occupancy_every == 0:
         scene.refresh(config.seed, step, full=step == 0 or training.annealer.edge)
     ours = processes.share(config.camera.batch, "camera.batch")
-    draw = draw_views(config, step, score.alpha_bar.device, len(score.alpha_bar)).part(ours)
+    draw = draw_views(config, step, score.alpha_bar.device, len(score.alpha_bar), step - at).part(ours)
     behind = scene.background(draw.cameras, config.camera.resolution, draw.background)
     view = render(
         scene.field.query,
@@ -205,7 +211,6 @@ def sds_step(training: Training, score: ScoreModel, prompt: ViewPrompt, processe
         grad = sds_weight(alpha_bar).view(-1, 1, 1, 1) * (predicted - noise)  # DreamFusion, eq. 3
         grad = clip_per_view(grad, config.sds.max_grad_norm)
     phase = training.annealer.phase
-    at, length = clock(config, step)
     loss = objective(phase, sds_loss(latents, grad), view, config.loss, at / length)
     training.optimizer.zero_grad()
     (loss / processes.count).backward()
@@ -213,7 +218,7 @@ def sds_step(training: Training, score: ScoreModel, prompt: ViewPrompt, processe
     processes.sum_(gradients)
     finite = bool(torch.stack([g.isfinite().all() for g in gradients]).all())
     rates = [group["lr"] for group in training.optimizer.param_groups]
-    factor = rate_factor(config, step)
+    factor = rate_factor(config, step, step - at)
     if finite:
         for group, rate in zip(training.optimizer.param_groups, rates, strict=True):
             group["lr"] = rate * factor

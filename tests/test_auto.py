@@ -1,16 +1,17 @@
-"""The escape auto: both ways are tried, and the better one goes on as if the other had not been."""
+"""The escape auto: it resumes, and where that is not on its way, the parent is interpolated as if nothing had been tried."""
 
 import pytest
 import torch
 from tiny import tiny_auto, tiny_config, tiny_score
 
 from dreamsa import api, auto
-from dreamsa.auto import RESUMED, REVISED, advantage
+from dreamsa.auto import ENOUGH, Watch, advantage
 from dreamsa.config import EditConfig
 from dreamsa.guidance.prompts import ViewPrompt
-from dreamsa.train import new_training, sds_step
+from dreamsa.scene import fresh_parameters
+from dreamsa.train import draw_views, new_training, rate_factor, sds_step
 
-STEPS, TRIED = 24, 4
+STEPS, WATCHED = 24, 4
 
 
 def steps(training, n):
@@ -31,16 +32,10 @@ def parent():
     return training.scene.tensors()
 
 
-def edit(parent, escape, **changes):
-    config = tiny_config(steps=STEPS, edit=EditConfig("parent", escape, eta=0.6), **changes)
-    training = new_training(config)
+def edit(parent, escape):
+    training = new_training(tiny_config(steps=STEPS, edit=EditConfig("parent", escape, eta=0.6)))
     training.scene.restore({name: value.clone() for name, value in parent.items()})
     return training
-
-
-def advantages(monkeypatch, resumed, scratch):
-    found = iter((resumed, scratch))
-    monkeypatch.setattr(auto, "advantage", lambda *_: next(found))
 
 
 def test_a_scene_that_fits_the_prompt_has_the_advantage():
@@ -53,60 +48,61 @@ def test_a_scene_that_fits_the_prompt_has_the_advantage():
     assert advantage(trained.scene, config.camera, score, prompt) == found[1]  # nothing in it is random
 
 
-def test_what_resuming_had_reached_comes_back_to_the_bit_where_it_wins(parent, monkeypatch):
-    advantages(monkeypatch, 2.0, 1.0)
-    tried, resumed = edit(parent, "auto"), edit(parent, "auto")
-    phases = steps(tried, 2 * TRIED)
-    steps(resumed, TRIED)
-    assert (table(resumed) - parent["field.table"]).norm() < (table(tried) - parent["field.table"]).norm()
-    assert phases == [f"try {RESUMED}"] * TRIED + [f"try {REVISED}"] * TRIED
-    tried.race.turn(tried, None, None)
-    assert torch.equal(table(tried), table(resumed))
-    moments = [[training.optimizer.state[p]["exp_avg"] for p in training.scene.parameters()] for training in (tried, resumed)]
-    assert all(torch.equal(a, b) for a, b in zip(*moments, strict=True))
-    assert "went on with resuming" in tried.race.decision
-    assert not tried.race.kept
+def test_a_scene_on_its_way_is_resumed_to_the_end(parent, monkeypatch):
+    monkeypatch.setattr(auto, "advantage", lambda *_: 0.0)
+    watched, plain = edit(parent, "auto"), edit(parent, "plain")
+    assert steps(watched, STEPS) == ["watch"] * WATCHED + ["descend"] * (STEPS - WATCHED)
+    steps(plain, STEPS)
+    torch.testing.assert_close(table(watched), table(plain), atol=0.02, rtol=0)  # the occupancy grid was looked at once more
+    assert watched.watch.decision.startswith("went on resuming: after 4 steps the scene was on its way")
+    assert not watched.watch.parent
+    assert watched.clock == (STEPS, STEPS)
 
 
-def test_interpolating_goes_on_from_the_parent_where_it_wins(parent, monkeypatch):
-    advantages(monkeypatch, 1.0, 2.0)
-    tried = edit(parent, "auto")
-    fresh = new_training(tiny_config(seed=tried.config.seed + 1)).scene.field.table.detach()
-    steps(tried, TRIED)
-    tried.race.turn(tried, None, None)
-    tried.annealer.begin()
-    torch.testing.assert_close(table(tried), 0.4 * parent["field.table"] + 0.6 * fresh)
-    tried = edit(parent, "auto")
-    advantages(monkeypatch, 1.0, 2.0)
-    steps(tried, 2 * TRIED)
-    before = table(tried)
-    assert steps(tried, STEPS - 2 * TRIED) == ["descend"] * (STEPS - 2 * TRIED)
-    assert "went on with interpolating" in tried.race.decision
-    assert (table(tried) - before).norm() < (table(tried) - parent["field.table"]).norm()
+def test_one_that_is_not_begins_again_from_the_interpolated_parent(parent, monkeypatch):
+    monkeypatch.setattr(auto, "advantage", lambda *_: -0.01)
+    watched = edit(parent, "auto")
+    steps(watched, WATCHED)
+    assert (table(watched) - parent["field.table"]).norm() > 0
+    watched.watch.turn(watched, None, None)
+    config = watched.config
+    fresh = fresh_parameters(config.field, config.render, config.seed + 1)[0]
+    torch.testing.assert_close(table(watched), 0.4 * parent["field.table"] + 0.6 * fresh)
+    assert not watched.optimizer.state
+    assert "went back to the parent and interpolated by 0.6" in watched.watch.decision
+
+
+def test_its_schedules_begin_again_too(parent, monkeypatch):
+    monkeypatch.setattr(auto, "advantage", lambda *_: -0.01)
+    watched = edit(parent, "auto")
+    steps(watched, WATCHED)
+    assert watched.clock == (WATCHED, STEPS)
+    steps(watched, 1)
+    assert watched.clock == (1, STEPS - WATCHED)
+    shorter = tiny_config(steps=STEPS - WATCHED)
+    assert rate_factor(watched.config, WATCHED + 7, WATCHED) == rate_factor(shorter, 7)
+    assert rate_factor(watched.config, STEPS - 1, WATCHED) == rate_factor(shorter, STEPS - WATCHED - 1)
+    late = [draw_views(watched.config, STEPS - 1, torch.device("cpu"), 1000, began).timesteps for began in (0, WATCHED)]
+    assert late[0].shape == late[1].shape == (1,)
+
+
+@pytest.mark.parametrize(("found", "resumes", "began"), [(None, None, 0), (ENOUGH, True, 0), (ENOUGH - 1e-4, False, 4)])
+def test_just_enough_is_enough(found, resumes, began):
+    watch = Watch(4, 0.6, found)
+    assert (watch.resumes, watch.began) == (resumes, began)
+    assert (watch.decision is None) == (found is None)
 
 
 def test_a_run_says_what_was_decided_and_why(tmp_path, monkeypatch):
     monkeypatch.setattr(api.StableDiffusion, "load", lambda config, device: tiny_score())
     rabbit = api.generate(config=tiny_config(turntable=0), runs=tmp_path).wait()
-    run = api.edit(rabbit, "a purple rabbit", escape="auto", steps=STEPS, runs=tmp_path).wait()
-    assert run.record["decision"].startswith("went on with ")
-    assert "helps the model to denoise the views" in run.record["decision"]
+    run = api.edit(rabbit, "a purple rabbit", steps=STEPS, runs=tmp_path).wait()
+    assert run.config.edit.escape == "auto"
+    assert run.record["decision"].startswith("went ")
+    assert "denoising its views" in run.record["decision"]
+    assert api.edit(rabbit, "a purple rabbit", steps=STEPS, ascent_steps=4, runs=tmp_path).run.config.edit.escape == "anneal"
 
 
-def test_schedules_run_whole_over_the_way_that_is_taken():
-    """The resumed scene goes on where it was put aside, the other one begins anew; both end at the end."""
-    config = tiny_auto(steps=24)
-    assert [auto.clock(config, step) for step in (0, 3, 4, 7, 8, 23)] == [(0, 20), (3, 20), (0, 20), (3, 20), (4, 20), (19, 20)]
-    assert auto.clock(tiny_config(steps=24), 7) == (7, 24)
-
-
-@pytest.mark.parametrize(("ahead", "resumes"), [(0.0025, True), (0.0015, False), (-0.1, False)])
-def test_resuming_has_to_be_clearly_ahead(ahead, resumes):
-    race = auto.Race(4, {RESUMED: 0.01 + ahead, REVISED: 0.01})
-    assert race.resumes == resumes
-    assert race.decision.startswith(f"went on with {RESUMED if resumes else REVISED}: after 4 steps each")
-
-
-def test_too_few_steps_for_two_tries_are_refused():
+def test_too_few_steps_to_watch_are_refused():
     with pytest.raises(ValueError, match="at least 12 steps, got 11"):
         tiny_auto(steps=11)

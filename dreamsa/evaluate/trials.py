@@ -63,7 +63,7 @@ ARMS: dict[str, Arm] = {
         Arm("F", "interpolation to a random scene, as far as D (Perturb-and-Revise)", "interpolate", matched=True),
         Arm("G", "ascent of the regularisers only", "regularizers"),
         Arm("H", "interpolation to a random scene by the share eta (Perturb-and-Revise)", "interpolate"),
-        Arm("I", "auto: B or H, after trying both", "auto"),
+        Arm("I", "auto: B, and H if the scene is not on its way after a sixth of the steps", "auto"),
     )
 }
 MODEL_ARM = "D"

@@ -23,8 +23,8 @@ def badge(status: Status, ascent_steps: int = 0) -> str:
             words = "loading the model"
         elif status.phase.startswith("ascend"):
             kind, words = "ascending", f"ascending {status.step}/{ascent_steps}"
-        elif status.phase.startswith("try "):
-            kind, words = "descending", f"trying {status.phase.removeprefix('try ')} {status.step}/{status.steps}"
+        elif status.phase == "watch":
+            kind, words = "descending", f"descending, watched {status.step}/{status.steps}"
         else:
             kind, words = "descending", f"descending {status.step}/{status.steps}"
     elif status.state == "queued" and status.place:

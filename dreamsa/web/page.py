@@ -33,7 +33,7 @@ ERRORS = (ValueError, RuntimeError, OSError)
 EDIT_PRESETS = {"Quick": 1 / 3, "Standard": 1.0, "Long": 2.0}
 """Of an edit's usual steps; a fifth of them ascends."""
 ESCAPE_NOTES = {
-    "auto": "auto: try plain and interpolate, go on with the better",
+    "auto": "auto: resume; interpolate if the scene is not on its way after a while",
     "anneal": "anneal: ascend on the new prompt, then descend",
     "plain": "plain: descend only",
     "fresh": "fresh: start from scratch",
