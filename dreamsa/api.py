@@ -25,7 +25,7 @@ from dreamsa.fields.hashgrid import resolve_backend
 from dreamsa.guidance.prompts import VIEWS, ViewPrompt, check_prompt
 from dreamsa.guidance.stable_diffusion import ModelConfig, StableDiffusion, check_prompt_words, locate_model
 from dreamsa.processes import Processes
-from dreamsa.render.cameras import CameraConfig, Cameras, camera_rays, orbit
+from dreamsa.render.cameras import CameraConfig, Cameras, camera_rays, orbit, viewing_camera
 from dreamsa.render.shading import depth_normals
 from dreamsa.runs import Run, RunError, find_run, list_runs, new_run, runs_folder
 from dreamsa.scene import Scene
@@ -155,8 +155,8 @@ def edit(
     step count and with it every schedule, and the occupancy grid.
 
     Args:
-        escape: auto, anneal, plain, fresh, noise, interpolate or regularizers; see EditConfig. By default auto, and anneal where `ascent_steps` says
-            how long to climb.
+        escape: auto, anneal, plain, fresh, noise, interpolate or regularizers; see EditConfig. By default auto; anneal where `ascent_steps` says
+            how long to climb, plain where `moments` is "keep", as every other way forgets them.
         steps: All steps of the edit, the ascent's among them.
         scale: S, the factor on the learning rate while ascending.
         displacement: How far noise or interpolate move each parameter group, in place of what scale and eta say.
@@ -172,7 +172,7 @@ def edit(
         raise RunError(f"Run {parent.id} is {parent.status}, not finished. Finish it first: dreamsa resume {parent.id}")
     if not (parent.latest_checkpoint / "training.safetensors").is_file() and moments == "keep":
         raise RunError(f"Run {parent.id} was shipped without its optimizer's moments, so they cannot be kept. Use --moments reset.")
-    escape = escape or ("auto" if ascent_steps is None else "anneal")
+    escape = escape or ("plain" if moments == "keep" else "auto" if ascent_steps is None else "anneal")
     steps, ascent_steps = edit_length(before, steps, ascent_steps, name)
     if escape not in (*ASCENDING, "noise"):
         ascent_steps = 0
@@ -357,11 +357,6 @@ def _log(run: Run, result: StepResult, moved: dict[str, float] | None) -> None:
     finite = {key: value if not isinstance(value, float) or np.isfinite(value) else None for key, value in values.items()}
     with (run.path / "metrics.jsonl").open("a") as file:
         file.write(json.dumps(finite) + "\n")
-
-
-def viewing_camera(config: CameraConfig) -> dict[str, float]:
-    """Distance and focal length from which people look: the middle of the training cameras'."""
-    return {"distance": sum(config.distance) / 2, "focal": sum(config.focal) / 2}
 
 
 def pictures(

@@ -17,7 +17,7 @@ from dreamsa.config import RunConfig
 from dreamsa.guidance.prompts import ViewPrompt
 from dreamsa.guidance.score_model import ScoreModel
 from dreamsa.randomness import generator_for
-from dreamsa.render.cameras import CameraConfig, orbit
+from dreamsa.render.cameras import CameraConfig, orbit, viewing_camera
 from dreamsa.scene import Scene, fresh_parameters
 from dreamsa.sds import add_noise
 
@@ -48,8 +48,7 @@ def advantage(scene: Scene, camera: CameraConfig, score: ScoreModel, prompt: Vie
     model classifies images by (arXiv:2303.16203, eq. 5), in units of the noise's variance. Higher is better; of finished objects with their own
     prompts it is a little above 0.
     """
-    cameras = orbit(list(AZIMUTHS), ELEVATION_DEG, (camera.distance[0] + camera.distance[1]) / 2, (camera.focal[0] + camera.focal[1]) / 2)
-    cameras = cameras.to(score.alpha_bar.device)
+    cameras = orbit(list(AZIMUTHS), ELEVATION_DEG, **viewing_camera(camera)).to(score.alpha_bar.device)
     total = 0.0
     for i in range(len(cameras)):
         view = cameras[i : i + 1]

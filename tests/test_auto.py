@@ -4,12 +4,12 @@ import pytest
 import torch
 from tiny import tiny_auto, tiny_config, tiny_score
 
-from dreamsa import api, auto
+from dreamsa import api, auto, train
 from dreamsa.auto import ENOUGH, Watch, advantage
 from dreamsa.config import EditConfig
 from dreamsa.guidance.prompts import ViewPrompt
 from dreamsa.scene import fresh_parameters
-from dreamsa.train import draw_views, new_training, rate_factor, sds_step
+from dreamsa.train import new_training, rate_factor, sds_step
 
 STEPS, WATCHED = 24, 4
 
@@ -73,6 +73,8 @@ def test_one_that_is_not_begins_again_from_the_interpolated_parent(parent, monke
 
 
 def test_its_schedules_begin_again_too(parent, monkeypatch):
+    asked, draw = [], train.sample_timesteps
+    monkeypatch.setattr(train, "sample_timesteps", lambda config, *where: asked.append(where[:2]) or draw(config, *where))
     monkeypatch.setattr(auto, "advantage", lambda *_: -0.01)
     watched = edit(parent, "auto")
     steps(watched, WATCHED)
@@ -82,8 +84,8 @@ def test_its_schedules_begin_again_too(parent, monkeypatch):
     shorter = tiny_config(steps=STEPS - WATCHED)
     assert rate_factor(watched.config, WATCHED + 7, WATCHED) == rate_factor(shorter, 7)
     assert rate_factor(watched.config, STEPS - 1, WATCHED) == rate_factor(shorter, STEPS - WATCHED - 1)
-    late = [draw_views(watched.config, STEPS - 1, torch.device("cpu"), 1000, began).timesteps for began in (0, WATCHED)]
-    assert late[0].shape == late[1].shape == (1,)
+    steps(watched, STEPS - WATCHED - 1)
+    assert asked == [*((step, STEPS) for step in range(WATCHED)), *((step, STEPS - WATCHED) for step in range(STEPS - WATCHED))]
 
 
 @pytest.mark.parametrize(("found", "resumes", "began"), [(None, None, 0), (ENOUGH, True, 0), (ENOUGH - 1e-4, False, 4)])
@@ -100,6 +102,7 @@ def test_a_run_says_what_was_decided_and_why(tmp_path, monkeypatch):
     assert run.config.edit.escape == "auto"
     assert run.record["decision"].startswith("went ")
     assert "denoising its views" in run.record["decision"]
+    assert api.edit(rabbit, "a purple rabbit", steps=STEPS, moments="keep", runs=tmp_path).run.config.edit.escape == "plain"
     assert api.edit(rabbit, "a purple rabbit", steps=STEPS, ascent_steps=4, runs=tmp_path).run.config.edit.escape == "anneal"
 
 

@@ -32,7 +32,7 @@ def tiny_edit(**changes) -> RunConfig:
 
 
 def tiny_auto(**changes) -> RunConfig:
-    """An edit that tries two ways for two steps each."""
+    """An edit that decides after two steps."""
     return tiny_config(**{"edit": EditConfig("parent", "auto"), **changes})
 
 

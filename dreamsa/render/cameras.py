@@ -109,6 +109,11 @@ def orbit(
     return Cameras(look_at_pose(azimuth, elevation, distance), focal, azimuth % 360, elevation)
 
 
+def viewing_camera(config: CameraConfig) -> dict[str, float]:
+    """Distance and focal length from which people look: the middle of the training cameras'."""
+    return {"distance": sum(config.distance) / 2, "focal": sum(config.focal) / 2}
+
+
 def sample_cameras(config: CameraConfig, rng: torch.Generator) -> Cameras:
     """`config.batch` random cameras: uniform in each range, jittered look-at point and up vector (thesis, sec. 4.5)."""
     azimuth = uniform(*config.azimuth_deg, config.batch, rng)
