@@ -117,7 +117,8 @@ class Watch:
 
     def state(self) -> dict[str, Any]:
         """For a checkpoint; `parent` goes there too."""
-        return {"found": self.found}
+        return {"steps": self.steps, "found": self.found}
 
     def restore(self, parent: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
-        self.parent, self.found = dict(parent), state["found"]
+        """Undo `state`. When it is or was decided stays, though a run be made longer."""
+        self.parent, self.steps, self.found = dict(parent), state["steps"], state["found"]

@@ -1,5 +1,7 @@
 """The escape auto: it resumes, and where that is not on its way, the parent is interpolated as if nothing had been tried."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from tiny import tiny_auto, tiny_config, tiny_score
@@ -104,6 +106,18 @@ def test_a_run_says_what_was_decided_and_why(tmp_path, monkeypatch):
     assert "denoising its views" in run.record["decision"]
     assert api.edit(rabbit, "a purple rabbit", steps=STEPS, moments="keep", runs=tmp_path).run.config.edit.escape == "plain"
     assert api.edit(rabbit, "a purple rabbit", steps=STEPS, ascent_steps=4, runs=tmp_path).run.config.edit.escape == "anneal"
+
+
+def test_a_run_that_is_made_longer_keeps_its_decision(parent, monkeypatch, tmp_path):
+    monkeypatch.setattr(auto, "advantage", lambda *_: -0.01)
+    watched = edit(parent, "auto")
+    steps(watched, WATCHED + 1)
+    watched.save(tmp_path / "1")
+    longer = new_training(replace(watched.config, steps=2 * STEPS))
+    longer.load(tmp_path / "1")
+    assert longer.clock == (1, 2 * STEPS - WATCHED)
+    steps(longer, WATCHED + 2)  # past where a run of that length would decide
+    assert longer.watch.found == -0.01
 
 
 def test_too_few_steps_to_watch_are_refused():
