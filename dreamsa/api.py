@@ -614,7 +614,7 @@ def doctor() -> dict[str, Any]:
         "dreamsa": __version__,
         "device": torch.cuda.get_device_name() if gpu else "cpu",
         "threads": torch.get_num_threads(),
-        "hash grid": {name: backend(name) for name in ("torch", "numba", "tcnn")},
+        "hash grid": {name: backend(name) for name in ("torch", "numba", "triton", "tcnn")},
         "tiny-cuda-nn, to build": " && ".join(BUILD_COMMANDS),
         "ffmpeg": _ffmpeg(),
         "embedded model": embedded,

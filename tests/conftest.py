@@ -11,15 +11,17 @@ from jaxtyping import install_import_hook
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"  # the GPU's kernels, on CPU tensors; must be set before triton is imported
 
 REPO = Path(__file__).resolve().parents[1]
 SHARED = REPO.parent / "shared" / "data"
 
 
 def says_shapes(path: Path) -> bool:
-    """Whether a module has shapes to check, and no numba kernels: numba cannot compile a function that is wrapped."""
+    """Whether a module has shapes to check, and no kernels: numba and Triton cannot compile a function that is wrapped."""
     source = path.read_text()
-    return "from jaxtyping import" in source and "njit" not in source
+    return "from jaxtyping import" in source and "njit" not in source and "triton.jit" not in source
 
 
 CHECKED = [".".join(path.relative_to(REPO).with_suffix("").parts) for path in REPO.glob("dreamsa/**/*.py") if says_shapes(path)]

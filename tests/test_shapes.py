@@ -9,7 +9,7 @@ from tiny import tiny_config
 
 from dreamsa import sds
 from dreamsa.render.cameras import Cameras, orbit
-from dreamsa.render.volume import march, render_rays
+from dreamsa.render.volume import kernels_for, march, render_rays
 from dreamsa.toybox.renderer import render_solid
 from dreamsa.toybox.shapes import build
 from dreamsa.train import draw_views, new_training
@@ -61,7 +61,7 @@ def test_tuples_hold_what_their_fields_promise(scene):
     rays = torch.tensor([[1.5, 0.0, 0.0]]).expand(5, 3)
     tuples = [
         scene.field.query(points),
-        march(scene.occupancy, rays, -rays / 1.5, 0.1, torch.full((5,), 0.5), numba=True),
+        march(scene.occupancy, rays, -rays / 1.5, 0.1, torch.full((5,), 0.5), kernels_for(torch.device("cpu"))),
         cast(scene),
         scene.look(orbit([0.0, 90.0]), 8),
         draw_views(config, 0, torch.device("cpu"), 1000),

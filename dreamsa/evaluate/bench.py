@@ -16,7 +16,7 @@ from dreamsa.fields.hashgrid_cpu import encode_numba
 from dreamsa.guidance.prompts import ViewPrompt
 from dreamsa.guidance.stable_diffusion import StableDiffusion
 from dreamsa.render.cameras import camera_rays
-from dreamsa.render.volume import composite, march
+from dreamsa.render.volume import kernels_for, march
 from dreamsa.train import draw_views, new_training, sds_step
 
 
@@ -55,8 +55,8 @@ def bench_step(steps: int) -> dict[str, Any]:
     scene, size = training.scene, config.camera.resolution
     draw = draw_views(config, training.step, device, 1000)
     origins, directions = (v.reshape(-1, 3) for v in camera_rays(draw.cameras, size, size))
-    step, on_cpu = config.render.step(config.field.radius), device.type == "cpu"
-    samples = march(scene.occupancy, origins, directions, step, draw.jitter.reshape(-1), on_cpu)
+    step, kernels = config.render.step(config.field.radius), kernels_for(device, config.render.kernels)
+    samples = march(scene.occupancy, origins, directions, step, draw.jitter.reshape(-1), kernels)
     density, rgb = (value.detach() for value in scene.field.query(samples.points))
     image = torch.rand(1, 3, size, size, device=device)
     latents = score.encode(image)
@@ -68,13 +68,13 @@ def bench_step(steps: int) -> dict[str, Any]:
 
     def composited() -> None:
         values = torch.cat([rgb, rgb], 1).requires_grad_()
-        composite(density.requires_grad_(), values, step, samples.starts, on_cpu)[0].sum().backward()
+        kernels.composite(density.requires_grad_() * step, values, samples.starts).sum().backward()
 
     parts: dict[str, Callable[[], Any]] = {
         "UNet, both halves of guidance": lambda: score.predict_noise(latents, draw.timesteps, condition, 20.0),
         "image to latents, with backward": lambda: score.encode(image.requires_grad_()).sum().backward(),
         "field, with backward": field,
-        "marching": lambda: march(scene.occupancy, origins, directions, step, draw.jitter.reshape(-1), on_cpu),
+        "marching": lambda: march(scene.occupancy, origins, directions, step, draw.jitter.reshape(-1), kernels),
         "compositing, with backward": composited,
         "optimizer": training.optimizer.step,
     }

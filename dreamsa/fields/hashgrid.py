@@ -14,11 +14,15 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from dreamsa.accelerator import why_not
+
 PRIMES = (1, 2654435761, 805459861)
 """The coherent prime hash of Instant-NGP, eq. 4."""
 
-BackendName = Literal["auto", "torch", "numba", "tcnn"]
+BackendName = Literal["auto", "torch", "numba", "triton", "tcnn"]
 BACKENDS: tuple[BackendName, ...] = get_args(BackendName)
+
+TRITON = "dreamsa.fields.hashgrid_triton"
 
 Encode = Callable[[Float[Tensor, "n 3"], Float[Tensor, "entries features"]], Float[Tensor, "n levels*features"]]
 """(points in [0, 1], table) -> encoding, differentiable in the table."""
@@ -130,7 +134,7 @@ def encode_torch(config: HashGridConfig) -> Encode:
     return encode
 
 
-def resolve_backend(name: BackendName, device: torch.device | str) -> tuple[Literal["torch", "numba", "tcnn"], str]:
+def resolve_backend(name: BackendName, device: torch.device | str) -> tuple[Literal["torch", "numba", "triton", "tcnn"], str]:
     """Which backend runs, and why: ("numba", "reason").
 
     Raises:
@@ -141,8 +145,15 @@ def resolve_backend(name: BackendName, device: torch.device | str) -> tuple[Lite
         return "torch", "asked for"
     if name == "numba":
         if kind != "cpu":
-            raise BackendUnavailable(f"Hash-grid backend 'numba' runs on the CPU, the device is {kind}. Use tcnn or torch.")
+            raise BackendUnavailable(f"Hash-grid backend 'numba' runs on the CPU, the device is {kind}. Use triton or torch.")
         return "numba", "asked for"
+    if name == "triton":
+        trouble = why_not(TRITON) if kind == "cuda" else f"it needs a CUDA device, the device is {kind}"
+        if trouble is not None:
+            raise BackendUnavailable(
+                f"Hash-grid backend 'triton' cannot be used here: {trouble}. Use {'torch' if kind == 'cuda' else 'numba or torch'}."
+            )
+        return "triton", "asked for"
     if name == "tcnn":
         from dreamsa.fields.hashgrid_tcnn import require_tinycudann
 
@@ -152,7 +163,8 @@ def resolve_backend(name: BackendName, device: torch.device | str) -> tuple[Lite
         raise ValueError(f"There is no hash-grid backend {name!r}. There are: {', '.join(BACKENDS)}.")
     if kind == "cpu":
         return "numba", "the device is a CPU"
-    return "torch", "the device is a GPU; tcnn is taken when it is asked for"
+    trouble = why_not(TRITON) if kind == "cuda" else f"the device is {kind}"
+    return ("triton", "the device is a GPU") if trouble is None else ("torch", f"no Triton: {trouble}")
 
 
 def make_encode(config: HashGridConfig, backend: BackendName, device: torch.device | str) -> Encode:
@@ -162,6 +174,10 @@ def make_encode(config: HashGridConfig, backend: BackendName, device: torch.devi
         from dreamsa.fields.hashgrid_cpu import encode_numba
 
         return encode_numba(config)
+    if resolved == "triton":
+        from dreamsa.fields.hashgrid_triton import encode_triton
+
+        return encode_triton(config)
     if resolved == "tcnn":
         from dreamsa.fields.hashgrid_tcnn import encode_tcnn
 

@@ -177,3 +177,10 @@ class Accumulate(torch.autograd.Function):
         flowing = upstream[0].contiguous().numpy()
         _accumulate_backward(weights.numpy(), values.numpy(), starts.numpy(), flowing, grad_weights.numpy(), grad_values.numpy())
         return grad_weights, grad_values, None
+
+
+def composite(
+    depth: Float[Tensor, "samples"], values: Float[Tensor, "samples c"], starts: Int64[Tensor, "edges"]
+) -> Float[Tensor, "edges-1 c"]:
+    """`volume.composite_torch` on the CPU."""
+    return Accumulate.apply(SampleWeights.apply(depth, starts), values, starts)  # pyright: ignore[reportReturnType]

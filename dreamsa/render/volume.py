@@ -1,7 +1,7 @@
 """Volume rendering as pure functions of `query(points)`: march, weight, accumulate (Max 1995; NeRF, eq. 3).
 
 Samples are packed: those of ray r are rows starts[r] to starts[r + 1]. Every sample stands for an interval of length
-`step` around its `t_mid`. On CPU tensors the numba kernels run; the torch versions here define them.
+`step` around its `t_mid`. On CPU tensors numba's kernels run, on a GPU Triton's; the torch versions here define them.
 """
 
 from collections.abc import Callable
@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
-from dreamsa.render import kernels
+from dreamsa.accelerator import why_not
 from dreamsa.render.background import BackgroundName
 from dreamsa.render.cameras import Cameras, camera_rays
 from dreamsa.render.occupancy import OccupancyGrid
@@ -35,7 +35,7 @@ class RenderConfig:
     hidden: float = 1e-3
     """Samples that get at most this share of the light are left out, after a look at the density without gradient; 0 keeps all."""
     kernels: Literal["auto", "torch"] = "auto"
-    """`torch` forbids the numba kernels (for comparison)."""
+    """`torch` forbids the kernels of numba and Triton (for comparison)."""
 
     def __post_init__(self) -> None:
         if not 8 <= self.samples <= 4096:
@@ -115,13 +115,12 @@ def march(
     directions: Float[Tensor, "rays 3"],
     step: float,
     first: Float[Tensor, "rays"],
-    numba: bool,
+    kernels: "Kernels",
 ) -> Samples:
     """The samples of rays in occupied space; `first` as in `march_torch`."""
     near, far = cube_bounds(origins, directions, occupancy.radius)
-    one = kernels.march if numba else march_torch
-    starts, t_mid = one(occupancy.occupied, occupancy.radius, origins, directions, near, far, first, step)
-    ray = torch.repeat_interleave(torch.arange(len(origins), device=origins.device), starts.diff())
+    starts, t_mid = kernels.march(occupancy.occupied, occupancy.radius, origins, directions, near, far, first, step)
+    ray = torch.repeat_interleave(torch.arange(len(origins), device=origins.device), starts.diff(), output_size=len(t_mid))
     return Samples(starts, ray, t_mid, origins[ray] + t_mid[:, None] * directions[ray])
 
 
@@ -133,9 +132,9 @@ def visible_torch(optical_depth: Float[Tensor, "samples"], starts: Int64[Tensor,
 
 
 @torch.no_grad()
-def drop_hidden(samples: Samples, density: Float[Tensor, "samples"], step: float, threshold: float, numba: bool) -> Samples:
+def drop_hidden(samples: Samples, density: Float[Tensor, "samples"], step: float, threshold: float, kernels: "Kernels") -> Samples:
     """The samples that are not hidden behind others: what is inside an opaque object needs neither colour nor gradient."""
-    keep = (kernels.visible if numba else visible_torch)(density * step, samples.starts, threshold)
+    keep = kernels.visible(density * step, samples.starts, threshold)
     starts = torch.cat([samples.starts.new_zeros(1), keep.cumsum(0)])[samples.starts]
     return Samples(starts, samples.ray[keep], samples.t_mid[keep], samples.points[keep])
 
@@ -166,15 +165,32 @@ def accumulate(
     return values.new_zeros(rays, values.shape[1]).index_add(0, ray, weights[:, None] * values)
 
 
-def composite(
-    density: Float[Tensor, "samples"], values: Float[Tensor, "samples c"], step: float, starts: Int64[Tensor, "edges"], numba: bool
-) -> tuple[Float[Tensor, "edges-1 c"], Float[Tensor, "samples"]]:
-    """Alpha-composite packed samples front to back: (sums of weight * values per ray, weights)."""
-    if numba:
-        weights = kernels.SampleWeights.apply(density * step, starts)
-        return kernels.Accumulate.apply(weights, values, starts), weights
-    weights = sample_weights(density * step, starts)
-    return accumulate(weights, values, starts), weights
+def composite_torch(
+    depth: Float[Tensor, "samples"], values: Float[Tensor, "samples c"], starts: Int64[Tensor, "edges"]
+) -> Float[Tensor, "edges-1 c"]:
+    """Alpha-composite packed samples of these optical depths, front to back: sums of weight * value per ray."""
+    return accumulate(sample_weights(depth, starts), values, starts)
+
+
+class Kernels(NamedTuple):
+    """What differs between devices: functions with the meaning of those of this module that end in _torch."""
+
+    march: Callable[..., tuple[Tensor, Tensor]] = march_torch
+    visible: Callable[..., Tensor] = visible_torch
+    composite: Callable[..., Tensor] = composite_torch
+
+
+def kernels_for(device: torch.device, choice: Literal["auto", "torch"] = "auto") -> Kernels:
+    """Numba's on a CPU, Triton's on a GPU where they run, else torch's."""
+    if choice == "auto" and device.type == "cpu":
+        from dreamsa.render import kernels
+
+        return Kernels(kernels.march, kernels.visible, kernels.composite)
+    if choice == "auto" and device.type == "cuda" and why_not("dreamsa.render.kernels_triton") is None:
+        from dreamsa.render import kernels_triton
+
+        return Kernels(kernels_triton.march, kernels_triton.visible, kernels_triton.composite)
+    return Kernels()
 
 
 class Rays(NamedTuple):
@@ -205,13 +221,13 @@ def render_rays(
         light: Unit directions towards the light; needed where shading is not albedo.
         orientation: Also compute the orientation regulariser, which costs four more density queries a sample.
     """
-    numba = origins.device.type == "cpu" and config.kernels == "auto"
+    kernels = kernels_for(origins.device, config.kernels)
     step = config.step(occupancy.radius)
-    samples = march(occupancy, origins, directions, step, first, numba)
+    samples = march(occupancy, origins, directions, step, first, kernels)
     if config.hidden > 0:
         with torch.no_grad():
             density = query(samples.points, None)[0]
-        samples = drop_hidden(samples, density, step, config.hidden, numba)
+        samples = drop_hidden(samples, density, step, config.hidden, kernels)
     density, rgb = query(samples.points, directions[samples.ray])
     tilt = rgb.new_zeros(len(rgb), 1)
     if orientation or config.shading != "albedo":
@@ -220,7 +236,7 @@ def render_rays(
         towards = -directions if light is None else light
         rgb = shade(rgb, normals, towards[samples.ray], config.shading)
     values = torch.cat([rgb, torch.ones_like(tilt), samples.t_mid[:, None], tilt], dim=1)
-    sums, _ = composite(density, values, step, samples.starts, numba)
+    sums = kernels.composite(density * step, values, samples.starts)
     opacity = sums[:, 3]
     colours = (sums[:, :3] + (1 - opacity)[:, None] * background).clamp(0, 1)
     depth = torch.where(opacity > 1e-4, sums[:, 4] / opacity.clamp(min=1e-4), torch.zeros_like(opacity))

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import torch
 
+from dreamsa.accelerator import why_not
 from dreamsa.fields.hashgrid import PRIMES, BackendUnavailable, HashGridConfig, encode_torch, make_encode, new_table, resolve_backend
 from dreamsa.fields.hashgrid_cpu import encode_numba
 from dreamsa.fields.hashgrid_tcnn import tcnn_config
@@ -104,10 +105,22 @@ def test_a_named_backend_never_falls_back():
     assert resolve_backend("auto", "cpu") == ("numba", "the device is a CPU")
 
 
-def test_auto_on_a_gpu_takes_torch_and_says_why():
-    name, reason = resolve_backend("auto", "cuda")
-    assert name == "torch"
-    assert "tcnn" in reason
+def test_auto_on_a_gpu_takes_triton_and_says_why_where_it_cannot(monkeypatch):
+    trouble = None
+    monkeypatch.setattr("dreamsa.fields.hashgrid.why_not", lambda module: trouble)
+    assert resolve_backend("auto", "cuda") == ("triton", "the device is a GPU")
+    trouble = "RuntimeError: Failed to find C compiler"
+    assert resolve_backend("auto", "cuda") == ("torch", f"no Triton: {trouble}")
+    with pytest.raises(BackendUnavailable, match="Failed to find C compiler. Use torch"):
+        resolve_backend("triton", "cuda")
+    with pytest.raises(BackendUnavailable, match="needs a CUDA device, the device is cpu. Use numba or torch"):
+        resolve_backend("triton", "cpu")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_kernels_that_cannot_run_are_told_and_do_no_harm():
+    for module in ("dreamsa.fields.hashgrid_triton", "dreamsa.render.kernels_triton", "dreamsa.nothing"):
+        assert why_not(module).partition(":")[0].endswith(("Error", "Found"))
 
 
 def test_numba_refuses_gradients_in_the_points(rng):

@@ -6,7 +6,17 @@ import torch
 from dreamsa.render import kernels
 from dreamsa.render.cameras import orbit
 from dreamsa.render.occupancy import OccupancyGrid
-from dreamsa.render.volume import RenderConfig, accumulate, composite, cube_bounds, march_torch, render, sample_weights, visible_torch
+from dreamsa.render.volume import (
+    RenderConfig,
+    accumulate,
+    composite_torch,
+    cube_bounds,
+    kernels_for,
+    march_torch,
+    render,
+    sample_weights,
+    visible_torch,
+)
 
 
 def ball(radius=0.4, density=200.0, colour=(0.2, 0.6, 0.9)):
@@ -76,8 +86,8 @@ def test_gradients_of_both_backends_agree_and_are_exact(rng):
     starts, n = packed(rng, rays=6, longest=5)
     depth = torch.rand(n, generator=rng, dtype=torch.float64, requires_grad=True)
     values = torch.rand(n, 4, generator=rng, dtype=torch.float64, requires_grad=True)
-    for numba in (False, True):
-        assert torch.autograd.gradcheck(lambda d, v, numba=numba: composite(d, v, 0.7, starts, numba)[0], (depth, values))
+    for composite in (composite_torch, kernels.composite):
+        assert torch.autograd.gradcheck(lambda d, v, composite=composite: composite(d, v, starts), (depth, values))
 
 
 @pytest.mark.parametrize("fill", [0.0, 0.3, 1.0])
@@ -92,6 +102,14 @@ def test_numba_march_equals_torch_march(rng, fill):
     if fill in (0.0, 1.0):
         assert torch.equal(found[0], expected[0])
         torch.testing.assert_close(found[1], expected[1])
+
+
+def test_kernels_are_the_devices_and_torchs_where_it_has_none(monkeypatch):
+    cpu, gpu = torch.device("cpu"), torch.device("cuda")
+    assert kernels_for(cpu).march is kernels.march
+    assert kernels_for(cpu, "torch").march is march_torch
+    monkeypatch.setattr("dreamsa.render.volume.why_not", lambda module: "no C compiler")
+    assert kernels_for(gpu) == kernels_for(cpu, "torch")
 
 
 def test_cube_bounds_hit_and_miss():
