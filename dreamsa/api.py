@@ -297,7 +297,7 @@ def _train(run: Run, config: RunConfig, parent: Run | None, going_on: bool, proc
     if first:
         run.cut_metrics(training.step)
         (run.path / "previews").mkdir(exist_ok=True)
-    score = StableDiffusion.load(config.model, device)
+    score = StableDiffusion.shared(config.model, device)
     prompt = ViewPrompt(score, config.prompt, config.negative_prompt, config.views)
     preview, shown, seconds = None, time.monotonic(), 0.0
     try:

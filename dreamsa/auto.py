@@ -48,7 +48,7 @@ def advantage(scene: Scene, camera: CameraConfig, score: ScoreModel, prompt: Vie
     model classifies images by (arXiv:2303.16203, eq. 5), in units of the noise's variance. Higher is better; of finished objects with their own
     prompts it is a little above 0.
     """
-    cameras = orbit(list(AZIMUTHS), ELEVATION_DEG, **viewing_camera(camera)).to(score.alpha_bar.device)
+    cameras = orbit(list(AZIMUTHS), ELEVATION_DEG, **viewing_camera(camera))
     total = 0.0
     for i in range(len(cameras)):
         view = cameras[i : i + 1]
@@ -56,8 +56,7 @@ def advantage(scene: Scene, camera: CameraConfig, score: ScoreModel, prompt: Vie
         condition = prompt(view.azimuth_deg, view.elevation_deg)
         for level in LEVELS:
             timestep = torch.full((1,), round(level * (len(score.alpha_bar) - 1)), device=latents.device)
-            rng = generator_for(0, i, f"held out {level}", latents.device)
-            noise = torch.randn(latents.shape, generator=rng, device=latents.device)
+            noise = torch.randn(latents.shape, generator=generator_for(0, i, f"held out {level}")).to(latents)
             noisy = add_noise(latents, noise, score.alpha_bar[timestep])
             with_text, without = ((score.predict_noise(noisy, timestep, condition, scale) - noise).square().mean() for scale in (1.0, 0.0))
             total += float(without - with_text)

@@ -287,7 +287,7 @@ def benchmark_edits_(
     smoke: Annotated[bool, Parameter(negative="", help="The same machinery in a minute; its numbers mean nothing.")] = False,
     set_: Set = None,
 ) -> None:
-    """Edit toybox objects in 24 ways of four kinds with every arm, and write one report that opens from disk.
+    """Edit toybox objects in 30 ways of five kinds with every arm, and write one report that opens from disk.
 
     What has finished is not run again: run it in pieces with --hours 2 until it exits with 0.
 

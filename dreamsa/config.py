@@ -4,6 +4,7 @@ import dataclasses
 import json
 import typing
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -195,17 +196,24 @@ def to_json(config: RunConfig) -> dict[str, Any]:
     return dataclasses.asdict(config)
 
 
+@lru_cache
+def _validator() -> Any:
+    from pydantic import TypeAdapter
+
+    return TypeAdapter(RunConfig)
+
+
 def from_json(value: Any) -> RunConfig:
     """A configuration from JSON.
 
     Raises:
         ValueError: Unknown keys, wrong types, values out of range; names the key.
     """
-    from pydantic import TypeAdapter, ValidationError
+    from pydantic import ValidationError
 
     _refuse_unknown(RunConfig, value, "")
     try:
-        return TypeAdapter(RunConfig).validate_python(value)
+        return _validator().validate_python(value)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])

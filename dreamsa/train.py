@@ -6,7 +6,7 @@ Text-to-3D is one loop with four replaceable parts: a scene (field and renderer)
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from math import cos, pi
+from math import cos, inf, pi
 from pathlib import Path
 from typing import NamedTuple
 
@@ -38,7 +38,8 @@ class GuidanceFailed(RuntimeError):
 
 
 class Draw(NamedTuple):
-    """Everything random about the views of one step; drawn for all processes' views, so that their number does not matter."""
+    """Everything random about the views of one step. Drawn on the CPU and for all processes' views, so that neither the device nor the number
+    of processes matters."""
 
     cameras: Cameras
     jitter: Float[Tensor, "b h w"]  # in [0, 1]
@@ -47,8 +48,10 @@ class Draw(NamedTuple):
     timesteps: Int64[Tensor, "b"]
 
     def part(self, index: slice) -> "Draw":
-        rest = (self.jitter, self.background, self.light, self.timesteps)
-        return Draw(self.cameras[index], *(value[index] for value in rest))
+        return Draw(*(value[index] for value in self))
+
+    def to(self, device: torch.device) -> "Draw":
+        return Draw(*(value.to(device) for value in self))
 
 
 class StepResult(NamedTuple):
@@ -135,14 +138,15 @@ def rate_factor(config: RunConfig, step: int, began: int = 0) -> float:
     return rising * (decay + (1 - decay) * 0.5 * (1 + cos(pi * (step - began) / (config.steps - began))))
 
 
-def draw_views(config: RunConfig, step: int, device: torch.device, timesteps: int, began: int = 0) -> Draw:
-    rng = generator_for(config.seed, step, "views", device)
+def draw_views(config: RunConfig, step: int, timesteps: int, began: int = 0) -> Draw:
+    """What is drawn for the views of a step; schedules count from step `began`."""
+    rng = generator_for(config.seed, step, "views")
     b, size = config.camera.batch, config.camera.resolution
     cameras = sample_cameras(config.camera, rng)
-    light = cameras.pose[:, :, 3] + torch.randn(b, 3, generator=rng, device=device)
+    light = cameras.pose[:, :, 3] + torch.randn(b, 3, generator=rng)
     return Draw(
         cameras,
-        torch.rand(b, size, size, generator=rng, device=device),
+        torch.rand(b, size, size, generator=rng),
         random_grey(b, rng),
         torch.nn.functional.normalize(light, dim=-1),
         sample_timesteps(config.sds, step - began, config.steps - began, b, rng, timesteps),
@@ -187,7 +191,8 @@ def sds_step(training: Training, score: ScoreModel, prompt: ViewPrompt, processe
     if step == 0 or training.annealer.edge or step % config.render.occupancy_every == 0:
         scene.refresh(config.seed, step, full=step == 0 or training.annealer.edge)
     ours = processes.share(config.camera.batch, "camera.batch")
-    draw = draw_views(config, step, score.alpha_bar.device, len(score.alpha_bar), step - at).part(ours)
+    drawn = draw_views(config, step, len(score.alpha_bar), step - at).part(ours)
+    draw = drawn.to(score.alpha_bar.device)
     behind = scene.background(draw.cameras, config.camera.resolution, draw.background)
     view = render(
         scene.field.query,
@@ -202,10 +207,9 @@ def sds_step(training: Training, score: ScoreModel, prompt: ViewPrompt, processe
     )
     latents = score.encode(view.rgb)  # differentiable
     alpha_bar = score.alpha_bar[draw.timesteps]
-    rng = generator_for(config.seed, step, "noise", latents.device)
-    noise = torch.randn(config.camera.batch, *latents.shape[1:], generator=rng, device=latents.device)[ours]
+    noise = torch.randn(config.camera.batch, *latents.shape[1:], generator=generator_for(config.seed, step, "noise"))[ours].to(latents)
     with torch.no_grad():
-        condition = prompt(draw.cameras.azimuth_deg, draw.cameras.elevation_deg)
+        condition = prompt(drawn.cameras.azimuth_deg, drawn.cameras.elevation_deg)
         noisy = add_noise(latents, noise, alpha_bar)
         predicted = score.predict_noise(noisy, draw.timesteps, condition, config.sds.guidance_scale)
         grad = sds_weight(alpha_bar).view(-1, 1, 1, 1) * (predicted - noise)  # DreamFusion, eq. 3
@@ -216,7 +220,7 @@ def sds_step(training: Training, score: ScoreModel, prompt: ViewPrompt, processe
     (loss / processes.count).backward()
     gradients = [p.grad for p in scene.parameters() if p.grad is not None]
     processes.sum_(gradients)
-    finite = bool(torch.stack([g.isfinite().all() for g in gradients]).all())
+    finite = bool(torch.nn.utils.get_total_norm(gradients, inf).isfinite())
     rates = [group["lr"] for group in training.optimizer.param_groups]
     factor = rate_factor(config, step, step - at)
     if finite:
@@ -228,12 +232,15 @@ def sds_step(training: Training, score: ScoreModel, prompt: ViewPrompt, processe
     training.step += 1
     training.skipped += not finite
     training.skipped_in_a_row = 0 if finite else training.skipped_in_a_row + 1
+    numbers = torch.stack(
+        [grad.norm(), sds_loss(latents.detach(), grad), view.opacity.detach().mean()]
+    ).tolist()  # a GPU is waited for once
     return StepResult(
         step=step,
         phase=phase,
-        grad_norm=float(grad.norm()),
-        grad_dot_latents=float(sds_loss(latents.detach(), grad)),
-        opacity=float(view.opacity.detach().mean()),
+        grad_norm=numbers[0],
+        grad_dot_latents=numbers[1],
+        opacity=numbers[2],
         lr=rates[0] * factor,
         seconds=time.monotonic() - started,
         skipped=not finite,

@@ -47,7 +47,7 @@ def test_half_precision_guidance_points_where_single_precision_does():
     predicted = []
     rng = torch.Generator().manual_seed(0)
     image = torch.rand(1, 3, 64, 64, generator=rng)
-    draw = draw_views(config, 0, torch.device("cpu"), 1000)
+    draw = draw_views(config, 0, 1000)
     for device in ("cpu", "cuda"):
         score = StableDiffusion.load(config.model, device)
         condition = ViewPrompt(score, config.prompt)(draw.cameras.azimuth_deg.to(device), draw.cameras.elevation_deg.to(device))

@@ -64,7 +64,7 @@ def test_tuples_hold_what_their_fields_promise(scene):
         march(scene.occupancy, rays, -rays / 1.5, 0.1, torch.full((5,), 0.5), kernels_for(torch.device("cpu"))),
         cast(scene),
         scene.look(orbit([0.0, 90.0]), 8),
-        draw_views(config, 0, torch.device("cpu"), 1000),
+        draw_views(config, 0, 1000),
         build("mug"),
         render_solid(build("mug"), orbit([0.0, 90.0]), 8),
     ]

@@ -53,7 +53,7 @@ def bench_step(steps: int) -> dict[str, Any]:
     prompt = ViewPrompt(score, config.prompt)
     whole = median_ms(lambda: sds_step(training, score, prompt), steps)
     scene, size = training.scene, config.camera.resolution
-    draw = draw_views(config, training.step, device, 1000)
+    draw = draw_views(config, training.step, 1000).to(device)
     origins, directions = (v.reshape(-1, 3) for v in camera_rays(draw.cameras, size, size))
     step, kernels = config.render.step(config.field.radius), kernels_for(device, config.render.kernels)
     samples = march(scene.occupancy, origins, directions, step, draw.jitter.reshape(-1), kernels)

@@ -10,7 +10,7 @@ from dreamsa.config import preset
 from dreamsa.evaluate.compare import Comparison, keep_plan
 from dreamsa.evaluate.judge import EMBEDDED, Judge, locate_judge
 from dreamsa.evaluate.report import write_benchmark
-from dreamsa.evaluate.scores import ENOUGH, finished_scene, fixed_views, scores_of, strip
+from dreamsa.evaluate.scores import ENOUGH, Scores, finished_scene, fixed_views, scores_of, strip
 from dreamsa.evaluate.tables import paired_tests, plain, summary, told, write_tables
 from dreamsa.evaluate.trials import (
     SAVE_EVERY,
@@ -24,17 +24,23 @@ from dreamsa.evaluate.trials import (
     run_chain,
 )
 from dreamsa.export.video import write_png
+from dreamsa.guidance.prompts import ViewConfig
 from dreamsa.runs import slug
 
-KINDS = ("colour", "part or material", "similar object", "different object")
+KINDS = ("colour", "part or material", "similar object", "different object", "repair")
 
 
 class Pair(NamedTuple):
-    """An edit: what the parent is, and what it should become."""
+    """An edit: what the parent is, and what it should become; the same prompt for a repair."""
 
     kind: str
     source: str
     prompt: str
+
+    @property
+    def faulty(self) -> bool:
+        """Whether the parent is made without a word on the view, so that it gets a front on every side (the Janus fault)."""
+        return self.source == self.prompt
 
 
 PAIRS: tuple[Pair, ...] = tuple(
@@ -74,6 +80,8 @@ PAIRS: tuple[Pair, ...] = tuple(
             ("a chair", "a donut"),
             ("a mug", "a house"),
         ),
+        # objects that have a front
+        "repair": tuple((name, name) for name in ("a rabbit", "a duck", "a car", "a gas can", "a house", "a teapot")),
     }.items()
     for source, prompt in edits
 )
@@ -90,9 +98,14 @@ class ParentTask:
     seed: int
     steps: int
     accept: float
-    """Share of the views in which the judge must name it right."""
+    """Share of the views in which the judge must name it right; of a faulty one, and see the wrong side."""
     tries: int
     recipe: Recipe
+    faulty: bool = False
+    """Made without a word on the view."""
+
+    def accepts(self, scores: Scores) -> bool:
+        return scores.passes(self.accept) and (not self.faulty or (scores.view_right or 0.0) <= 1 - self.accept)
 
 
 @dataclass(frozen=True)
@@ -108,22 +121,25 @@ class Benchmark:
     accept: float = ENOUGH
     tries: int = 2
 
-    def parent(self, source: str, seed: int) -> ParentTask:
-        folder = self.folder / "parents" / slug(source) / f"seed-{seed}"
-        return ParentTask(folder, source, seed, self.parent_steps, self.accept, self.tries, self.recipe)
+    def parent(self, source: str, seed: int, faulty: bool = False) -> ParentTask:
+        folder = self.folder / "parents" / (slug(source) + ("-faulty" if faulty else "")) / f"seed-{seed}"
+        recipe = _worded(self.recipe, "{prompt}") if faulty else self.recipe
+        return ParentTask(folder, source, seed, self.parent_steps, self.accept, self.tries, recipe, faulty)
 
     @property
     def parents(self) -> list[ParentTask]:
-        """One per source and seed, shared by all pairs with that source."""
-        return [self.parent(source, seed) for seed in self.seeds for source in dict.fromkeys(pair.source for pair in self.pairs)]
+        """One per source and seed, shared by all pairs with that source; faulty ones for the repairs."""
+        sources = dict.fromkeys((pair.source, pair.faulty) for pair in self.pairs)
+        return [self.parent(source, seed, faulty) for seed in self.seeds for source, faulty in sources]
 
     def comparison(self, pair: Pair, seed: int) -> Comparison | None:
         """All arms of a pair with one seed; None where there is no accepted parent (yet)."""
-        parent = self.parent(pair.source, seed)
+        parent = self.parent(pair.source, seed, pair.faulty)
+        recipe = _worded(self.recipe, ViewConfig().wording) if pair.faulty else self.recipe
         made = result_of(parent.folder)
         if made is None or not made["accepted"]:
             return None
-        return Comparison(self._pair_folder(pair), parent.folder / made["run"], pair.prompt, self.arms, (seed,), self.recipe)
+        return Comparison(self._pair_folder(pair), parent.folder / made["run"], pair.prompt, self.arms, (seed,), recipe)
 
     def trial_folder(self, pair: Pair, arm: str, seed: int) -> Path:
         return self._pair_folder(pair) / arm / f"seed-{seed}"
@@ -157,7 +173,7 @@ class Benchmark:
     def rejected(self) -> list[str]:
         """Parents that the judge did not accept with any of their seeds."""
         return [
-            f"{task.prompt}, seed {task.seed}"
+            f"{task.prompt}{', faulty' if task.faulty else ''}, seed {task.seed}"
             for task in self.parents
             if (result_of(task.folder) or {"accepted": True})["accepted"] is False
         ]
@@ -200,7 +216,8 @@ def _benchmark(benchmark: Benchmark, workers: int, stop: Stop) -> Iterator[str]:
     due = [task for task in benchmark.parents if result_of(task.folder) is None]
     for i, result in enumerate(each(make_parent, due, workers, stop), 1):
         said = "accepted" if result["accepted"] else "not accepted"
-        yield f"parent {i}/{len(due)}: {result['prompt']}, seed {result['seed']}: {said}, object right in {100 * result['object_right']:.0f} % of views"
+        seen = f"object right in {100 * result['object_right']:.0f} % of views"
+        yield f"parent {i}/{len(due)}: {result['prompt']}, seed {result['seed']}: {said}, {seen}{', made to be faulty' if result['faulty'] else ''}"
     chains = [chain for comparison in benchmark.comparisons for chain in comparison.due]
     waiting, number = sum(result_of(trial.folder) is None for chain in chains for trial in chain), 0
     for finished in each(run_chain, chains, workers, stop):
@@ -215,6 +232,10 @@ def _benchmark(benchmark: Benchmark, workers: int, stop: Stop) -> Iterator[str]:
             benchmark.folder, [r for own in results.values() for r in own], {"all": summary(results), **kinds, "paired tests": tests}
         )
         yield str(write_benchmark(benchmark))
+
+
+def _worded(recipe: Recipe, wording: str) -> Recipe:
+    return replace(recipe, overrides={**recipe.overrides, "views.wording": wording})
 
 
 def _parent_config(task: ParentTask, attempt: int) -> Any:
@@ -245,7 +266,8 @@ def make_parent(task: ParentTask, stop: Stop = lambda: False) -> dict[str, Any] 
             "prompt": task.prompt,
             "seed": task.seed,
             "run": f"{folder.name}/{run.id}",
-            "accepted": scores.passes(task.accept),
+            "faulty": task.faulty,
+            "accepted": task.accepts(scores),
             "object_right": scores.object_right,
             "scores": asdict(scores),
         }

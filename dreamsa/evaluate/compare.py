@@ -82,6 +82,8 @@ def compare(
     Finished trials are not run again and stopped ones go on, so the same call after a stop is the same comparison. OUT/report.html opens from
     disk; OUT/results.csv and OUT/results.json hold the same numbers. Nothing in them but a line on time depends on the machine's speed.
 
+    With the parent's own prompt and `overrides` it is a repair, of which success asks that the judge sees the right side of the object, too.
+
     Args:
         arms: Names as `trials.arm_of` has them, or "all".
         seeds: How many; 0, 1, ...
@@ -97,8 +99,10 @@ def compare(
     parent, prompt = find_run(run, home), check_prompt(prompt)
     if parent.status != "finished":
         raise RunError(f"Run {parent.id} is {parent.status}, not finished. Finish it first: dreamsa resume {parent.id}")
-    if prompt.casefold() == parent.prompt.casefold():
-        raise ValueError(f"The new prompt is the parent's own, {parent.prompt!r}: there is nothing to edit. Name what it should become.")
+    if prompt.casefold() == parent.prompt.casefold() and not overrides:
+        raise ValueError(
+            f"The new prompt is the parent's own, {parent.prompt!r}: there is nothing to edit. Name what it should become, or --set what should differ."
+        )
     letters, name = chosen_arms(arms), judge or EMBEDDED
     _check_counts(seeds=seeds, look_every=look_every, workers=workers or 1)
     locate_judge(name)

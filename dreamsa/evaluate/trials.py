@@ -158,8 +158,9 @@ def run_trial(trial: Trial, stop: Stop = lambda: False) -> dict[str, Any] | None
         if run is None or run.status != "finished":
             job = _start(trial) if run is None else api.resume(run, runs=trial.parent.parent)
             run = job.run
+            ascended = _ascent(run)
             for progress in job:
-                if progress.step % trial.recipe.look_every == 0 or progress.step in (_ascent(run), progress.steps):
+                if progress.step % trial.recipe.look_every == 0 or progress.step in (ascended, progress.steps):
                     look(progress.scene, run, trial.folder / "steps" / f"{progress.step:08d}.png")
                 if stop() and progress.step < progress.steps:
                     job.stop()
@@ -244,7 +245,8 @@ def _judged(trial: Trial, run: Run) -> dict[str, Any]:
     before, after = (fixed_views(scene, camera, resolution=judge.size) for scene in (old, new))
     write_png(strip(after.rgb), trial.folder / "views.png")
     scores = scores_of(judge, after, run.prompt, (before, parent.prompt))
-    success, rows = scores.passes(), run.metrics()
+    repair, rows = run.prompt == parent.prompt, run.metrics()
+    success = scores.passes() and (not repair or (scores.view_right or 0.0) >= ENOUGH)
     curve = _curve(judge, trial.folder / "steps", fixed_views(old, camera, QUARTERS), run.prompt)
     moved = [{"step": row["step"] + 1, **row["displacement"]} for row in rows if row["displacement"]]
     escaped = [row for row in rows if row["phase"] != "descend"] or rows[:1]
@@ -252,7 +254,7 @@ def _judged(trial: Trial, run: Run) -> dict[str, Any]:
     return {
         **_facts(trial),
         "success": success,
-        "steps_to_success": steps_to_success(curve, ascended) if success else None,
+        "steps_to_success": steps_to_success(curve, ascended) if success and not repair else None,
         "scores": asdict(scores),
         "displacement": _displaced(run, escaped[-1]),
         "curve": curve,

@@ -204,6 +204,15 @@ class StableDiffusion:
             parts["vae"].enable_slicing()
         return cls(**parts, device=device, offload=config.cpu_offload, source=where)
 
+    @classmethod
+    def shared(cls, config: ModelConfig, device: torch.device | str = "cpu") -> "StableDiffusion":
+        """The model that was loaded last, where it is this one, else `load`: one model at a time stays in memory, for the next run of a process."""
+        key = (config, torch.device(device))
+        if key not in _shared:
+            _shared.clear()
+            _shared[key] = cls.load(config, device)
+        return _shared[key]
+
     @torch.no_grad()
     def embed(self, texts: list[str]) -> Float[Tensor, "n tokens width"]:
         """Text embeddings. A text beyond the model's length is cut, with a warning that shows the rest."""
@@ -237,10 +246,11 @@ class StableDiffusion:
     def _run_unet(self, inputs: Tensor, timesteps: Tensor, texts: Tensor) -> Tensor:
         if self._graphed is not None:
             return self._graphed(inputs, timesteps, texts)
+        if not self.offload:
+            return self._unet_output(inputs, timesteps, texts)
         self.unet.to(self.device)
         out = self._unet_output(inputs, timesteps, texts)
-        if self.offload:
-            self.unet.to("cpu")
+        self.unet.to("cpu")
         return out
 
     @torch.no_grad()
@@ -261,6 +271,9 @@ class StableDiffusion:
             return classifier_free_guidance(unconditional, conditional, guidance_scale)
         negatives = torch.stack(unwanted, dim=1)
         return perpendicular_guidance(unconditional, conditional, negatives, condition.unwanted_weights, guidance_scale)
+
+
+_shared: dict[tuple[ModelConfig, torch.device], StableDiffusion] = {}
 
 
 def _single_file_parts(path: str, config: ModelConfig, dtype: torch.dtype) -> dict[str, Any]:

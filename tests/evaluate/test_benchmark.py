@@ -11,9 +11,10 @@ from tiny_work import Budget
 from dreamsa import api
 from dreamsa.evaluate import benchmark as module
 from dreamsa.evaluate.benchmark import KINDS, PAIRS, benchmark_edits, new_benchmark
-from dreamsa.evaluate.scores import named
+from dreamsa.evaluate.scores import Scores, named
 from dreamsa.evaluate.tables import paired_tests, success_by_step
-from dreamsa.toybox.captions import HELD_OUT
+from dreamsa.guidance.prompts import ViewConfig
+from dreamsa.toybox.captions import HELD_OUT, LOOK_ALIKE
 
 TINY = {"camera.resolution": 16, "render.samples": 24, "field.grid.levels": 2, "field.grid.log2_size": 8, "field.hidden": 8}
 
@@ -25,7 +26,7 @@ def quick(monkeypatch):
 
 
 def test_there_are_enough_edits_of_each_kind_and_all_can_be_judged():
-    assert len(PAIRS) >= 24
+    assert sum(not pair.faulty for pair in PAIRS) >= 24
     assert all(sum(pair.kind == kind for pair in PAIRS) >= 6 for kind in KINDS)
     assert len(set(PAIRS)) == len(PAIRS)
     for pair in PAIRS:
@@ -36,6 +37,9 @@ def test_there_are_enough_edits_of_each_kind_and_all_can_be_judged():
         if pair.kind in ("colour", "part or material"):
             assert before.object == after.object
             assert after.colour is not None
+        elif pair.kind == "repair":
+            assert pair.source == pair.prompt
+            assert before.object not in LOOK_ALIKE
         else:
             assert before.object != after.object
     held_out = {(named(p.prompt).colour, named(p.prompt).object) for p in PAIRS} & HELD_OUT
@@ -47,10 +51,10 @@ def test_the_smoke_form_runs_in_pieces_to_the_same_tables(tmp_path, quick):
     """Parents are shared between pairs; the same seed gives the same tables, in one go or in pieces."""
     whole = new_benchmark(tmp_path / "whole", overrides=TINY, quick=True)
     *lines, report = benchmark_edits(whole, workers=1)
-    assert lines[0].startswith("2 parents and 12 edits, 84 steps in all")
-    assert len(lines) == 1 + 2 + 12
+    assert lines[0].startswith("3 parents and 15 edits, 108 steps in all")
+    assert len(lines) == 1 + 3 + 15
     pieces, last = replace(whole, folder=tmp_path / "pieces"), ""
-    while sum(len(own) for own in pieces.results.values()) < 12:
+    while sum(len(own) for own in pieces.results.values()) < 15:
         *_, last = benchmark_edits(pieces, workers=1, stop=Budget(23))
     for name in ("results.csv", "results.json"):
         assert (tmp_path / "pieces" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
@@ -58,11 +62,21 @@ def test_the_smoke_form_runs_in_pieces_to_the_same_tables(tmp_path, quick):
     assert report.endswith("report.html")
     assert last.endswith("report.html")
     assert not re.search(r'(src|href)="(?!data:|#)', page)
-    assert page.count("data:image/png;base64,") == 4 * (1 + 3)
+    assert page.count("data:image/png;base64,") == 5 * (1 + 3)
     assert "D does not differ surely from B" in page
     tables = json.loads((tmp_path / "whole" / "results.json").read_text())
     assert set(tables["summary"]) == {"all", *KINDS, "paired tests"}
-    assert tables["summary"]["all"]["D"]["success"]["trials"] == 4
+    assert tables["summary"]["all"]["D"]["success"]["trials"] == 5
+    wordings = {
+        name: {json.loads(p.read_text())["views"]["wording"] for p in (tmp_path / "whole" / name).rglob("config.json")}
+        for name in ("parents/a-rabbit", "parents/a-rabbit-faulty", "edits/a-rabbit--a-rabbit")
+    }
+    whole_wording = ViewConfig().wording
+    assert wordings == {
+        "parents/a-rabbit": {whole_wording},
+        "parents/a-rabbit-faulty": {"{prompt}"},
+        "edits/a-rabbit--a-rabbit": {whole_wording},
+    }
 
 
 def test_a_parent_that_the_judge_does_not_accept_is_tried_again_and_then_left_out(tmp_path, quick):
@@ -74,6 +88,15 @@ def test_a_parent_that_the_judge_does_not_accept_is_tried_again_and_then_left_ou
     assert benchmark.rejected == ["a rabbit, seed 0"]
     seeds = [json.loads(path.read_text())["seed"] for path in sorted((tmp_path / "b" / "parents").glob("*/*/*/*/config.json"))]
     assert seeds == [0, 1000]
+
+
+def test_a_faulty_parent_shows_the_wrong_side_and_a_sound_one_need_not_be_asked(tmp_path):
+    benchmark = new_benchmark(tmp_path)
+    right = {"r_precision": 1.0, "probability": 1.0, "foreground": 0.2, "object_right": 1.0}
+    scores = [Scores(**right, view_right=share) for share in (0.0, 0.25, 0.5, 1.0)]
+    assert [benchmark.parent("a duck", 0, faulty=True).accepts(s) for s in scores] == [True, True, False, False]
+    assert all(benchmark.parent("a duck", 0).accepts(s) for s in scores)
+    assert not benchmark.parent("a duck", 0, faulty=True).accepts(replace(scores[0], object_right=0.5))
 
 
 @pytest.mark.parametrize(
