@@ -73,7 +73,8 @@ class EditConfig:
     parent: str
     """Id of the run that the scene was taken from."""
     escape: Escape = "anneal"
-    """auto: resume, and if the score model finds after a while that the scene is not on its way, go back and interpolate (see `dreamsa.auto`).
+    """auto: resume, and if the score model finds after a while that the scene is not on its way, go back and interpolate; a repair, whose prompt is
+    the parent's own, is interpolated at once (see `dreamsa.auto`).
     anneal: ascend on the new prompt, then descend. plain: descend only. fresh: start from scratch. noise: one random
     displacement, then descend. interpolate: move towards a random scene, then descend (Perturb-and-Revise). regularizers: as
     anneal, but what ascends is the opacity regulariser alone: the control that knows nothing of the new prompt."""
@@ -88,6 +89,8 @@ class EditConfig:
     displacement: dict[str, float] | None = None
     """For noise and interpolate: the Euclidean norm to move each parameter group (grid, mlp, background) by, in place of what
     `scale` and `eta` say. Groups that are not named stay."""
+    parent_prompt: str = ""
+    """What the parent was made for; filled in by `edited`."""
 
     def __post_init__(self) -> None:
         if self.escape not in ESCAPES:
@@ -189,7 +192,7 @@ EDIT_STEPS: dict[PresetName, tuple[int, int]] = {"toybox": (750, 150), "paper": 
 
 def edited(config: RunConfig, prompt: str, edit: EditConfig, steps: int) -> RunConfig:
     """The child's configuration: the parent's, with a new prompt, fresh schedules and a way out of the minimum."""
-    return replace(config, prompt=prompt, steps=steps, edit=edit)
+    return replace(config, prompt=prompt, steps=steps, edit=replace(edit, parent_prompt=config.prompt))
 
 
 def to_json(config: RunConfig) -> dict[str, Any]:

@@ -48,10 +48,10 @@ class Draw(NamedTuple):
     timesteps: Int64[Tensor, "b"]
 
     def part(self, index: slice) -> "Draw":
-        return Draw(*(value[index] for value in self))
+        return Draw(self.cameras[index], *(value[index] for value in self[1:]))
 
     def to(self, device: torch.device) -> "Draw":
-        return Draw(*(value.to(device) for value in self))
+        return Draw(self.cameras.to(device), *(value.to(device) for value in self[1:]))
 
 
 class StepResult(NamedTuple):

@@ -38,6 +38,13 @@ def shared_data() -> Path:
     return SHARED
 
 
+@pytest.fixture(autouse=True)
+def no_model_from_another_test():
+    from dreamsa.guidance import stable_diffusion
+
+    stable_diffusion._shared.clear()
+
+
 @pytest.fixture
 def rng() -> torch.Generator:
     return torch.Generator().manual_seed(0)

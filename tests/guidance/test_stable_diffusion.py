@@ -302,3 +302,12 @@ def test_a_model_that_lists_its_words_refuses_prompts_without_any(folder, tmp_pa
     with pytest.raises(ValueError, match=r"no words for 'a castle'. It knows: rabbit, gas can; .*--model"):
         check_prompt_words("a castle", config)
     check_prompt_words("a castle", ModelConfig(str(folder)))
+
+
+def test_a_process_keeps_the_model_that_it_loaded_last_and_no_other(folder, tmp_path):
+    other = tmp_path / "other"
+    shutil.copytree(folder, other)
+    first = StableDiffusion.shared(ModelConfig(str(folder)))
+    assert StableDiffusion.shared(ModelConfig(str(folder))) is first
+    assert StableDiffusion.shared(ModelConfig(str(other))) is not first
+    assert StableDiffusion.shared(ModelConfig(str(folder))) is not first
