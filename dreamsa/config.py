@@ -85,7 +85,7 @@ class EditConfig:
     eta: float = 0.6
     """Share of the way towards a random scene, for interpolate and auto."""
     moments: Literal["reset", "keep"] = "reset"
-    """Whether the optimizer forgets what it gathered on the parent's prompt."""
+    """Whether the optimizer forgets what it gathered on the parent's prompt. Only plain can keep it: every other way moves the scene elsewhere."""
     displacement: dict[str, float] | None = None
     """For noise and interpolate: the Euclidean norm to move each parameter group (grid, mlp, background) by, in place of what
     `scale` and `eta` say. Groups that are not named stay."""
@@ -101,6 +101,10 @@ class EditConfig:
             raise ValueError(f"edit.scale must lie in [0, 100], got {self.scale}.")
         if not 0 <= self.eta <= 1:
             raise ValueError(f"edit.eta must lie in [0, 1], got {self.eta}.")
+        if self.moments == "keep" and self.escape != "plain":
+            raise ValueError(
+                f"Moments can be kept by the escape plain alone; {self.escape} forgets them. Use --escape plain, or leave moments out."
+            )
         for name, norm in (self.displacement or {}).items():
             if self.escape not in ("noise", "interpolate"):
                 raise ValueError(f"edit.displacement is for noise and interpolate; {self.escape} moves as far as it moves. Leave it out.")

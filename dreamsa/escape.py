@@ -39,7 +39,7 @@ def rules_for(config: RunConfig) -> list[Rule]:
     if edit.escape in ASCENDING and edit.ascent_steps:
         phase = "ascend" if edit.escape == "anneal" else "ascend regularizers"
         return [Rule(Window(0, edit.ascent_steps), GradientAscent(edit.scale), on_open=reset, on_close=reset, phase=phase)]
-    events = (*_moves(edit, config), *(reset if edit.escape != "plain" or edit.moments == "reset" else ()))
+    events = (*_moves(edit, config), *(reset if edit.moments == "reset" else ()))
     return [Rule(Window(0, 1), on_open=events, phase="descend")] if events else []
 
 
@@ -71,4 +71,4 @@ def last_reset(config: RunConfig, step: int) -> int | None:
         return 0
     if edit.escape in ASCENDING and edit.ascent_steps:
         return edit.ascent_steps if step >= edit.ascent_steps else 0
-    return None if edit.escape == "plain" and edit.moments == "keep" else 0
+    return None if edit.moments == "keep" else 0

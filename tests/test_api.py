@@ -236,7 +236,13 @@ def test_settings_are_checked_before_any_work(changes, says):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "says"), [({"scale": -1.0}, "edit.scale"), ({"ascent_steps": 20, "steps": 20}, "below steps"), ({"eta": 2.0}, "edit.eta")]
+    ("arguments", "says"),
+    [
+        ({"scale": -1.0}, "edit.scale"),
+        ({"ascent_steps": 20, "steps": 20}, "below steps"),
+        ({"eta": 2.0}, "edit.eta"),
+        ({"escape": "fresh", "moments": "keep"}, "kept by the escape plain alone; fresh forgets them"),
+    ],
 )
 def test_edits_are_checked_before_a_run_is_made(tmp_path, arguments, says):
     parent = start(tmp_path).wait()

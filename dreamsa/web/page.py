@@ -330,7 +330,7 @@ def _edit_form() -> dict[str, Any]:
         scale = gr.Number(0.01, label="S while ascending", minimum=0, min_width=90, step=0.001)
     with gr.Accordion("Advanced", open=False):
         eta = gr.Slider(0, 1, 0.6, label="eta, share of the way towards a random scene (interpolate, auto)")
-        moments = gr.Radio(["reset", "keep"], value="reset", label="Optimizer's moments", elem_classes="short")
+        moments = gr.Radio(["reset", "keep"], value="reset", label="Optimizer's moments (plain alone can keep them)", elem_classes="short")
         seed = gr.Number(None, label="Seed", precision=0, minimum=0, info="Empty: the parent's")
     start = gr.Button("Edit", variant="primary", elem_id="edit")
     time_line = gr.HTML(elem_id="edit-estimate")
@@ -465,7 +465,7 @@ def _wire_client(desk: Desk) -> None:
         return told(lambda: desk.generate(make_config(prompt, "auto", model, steps, seed, settings=settings)))
 
     def edit(
-        run: str, prompt: str, escape: str = "auto", steps: int | None = None, ascent_steps: int | None = None, scale: float = 0.01
+        run: str, prompt: str, escape: str | None = None, steps: int | None = None, ascent_steps: int | None = None, scale: float = 0.01
     ) -> str:
         """Queue an edit of a finished run; returns the new run's id."""
         return told(lambda: desk.edit(run, prompt, escape=escape, steps=steps, ascent_steps=ascent_steps, scale=scale))

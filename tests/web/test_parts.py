@@ -65,7 +65,7 @@ def test_commands_come_to_the_very_configuration(tmp_path, captured, config):
 @pytest.mark.parametrize(
     "how",
     [
-        EditConfig("", "anneal", 150, 0.01), EditConfig("", "anneal", 20, 0.3, moments="keep"), EditConfig("", "plain"),
+        EditConfig("", "anneal", 150, 0.01), EditConfig("", "anneal", 20, 0.3), EditConfig("", "plain", moments="keep"), EditConfig("", "plain"),
         EditConfig("", "noise", 30, 0.02), EditConfig("", "interpolate", eta=0.7), EditConfig("", "fresh", scale=0.5),
     ],
     ids=lambda how: how.escape,
