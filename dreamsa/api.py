@@ -19,17 +19,20 @@ import torch
 
 from dreamsa import __version__, checkpoint
 from dreamsa.annealing import Snapshots
+from dreamsa.auto import REPAIR
 from dreamsa.config import ASCENDING, EDIT_STEPS, EditConfig, Escape, PresetName, RunConfig, edited, preset
 from dreamsa.export.video import NoFfmpeg, contact_sheet, depth_pictures, normal_pictures, write_mp4, write_png, write_webp
 from dreamsa.fields.hashgrid import resolve_backend
 from dreamsa.guidance.prompts import VIEWS, ViewPrompt, check_prompt
+from dreamsa.guidance.score_model import GuidanceFailed
 from dreamsa.guidance.stable_diffusion import ModelConfig, StableDiffusion, check_prompt_words, locate_model
 from dreamsa.processes import Processes
 from dreamsa.render.cameras import CameraConfig, Cameras, camera_rays, orbit, viewing_camera
 from dreamsa.render.shading import depth_normals
+from dreamsa.render.volume import resolve_kernels
 from dreamsa.runs import Run, RunError, find_run, list_runs, new_run, runs_folder
 from dreamsa.scene import Scene
-from dreamsa.train import MAX_SKIPPED, GuidanceFailed, StepResult, Training, displacement, new_training, sds_step
+from dreamsa.train import MAX_SKIPPED, StepResult, Training, displacement, new_training, sds_step
 
 if TYPE_CHECKING:
     from dreamsa.export.files import Format
@@ -49,7 +52,7 @@ class Progress(NamedTuple):
     """Steps done."""
     steps: int
     phase: str
-    """ascend, ascend regularizers or descend."""
+    """ascend, ascend regularizers, watch or descend."""
     result: StepResult
     seconds_per_step: float
     eta_seconds: float
@@ -110,8 +113,9 @@ def check(config: RunConfig) -> tuple[RunConfig, dict[str, Any]]:
     check_prompt_words(config.prompt, config.model)
     device = device_for(config.device)
     backend, reason = resolve_backend(config.field.backend, device)
+    kernels, _ = resolve_kernels(device, config.render.kernels)
     Processes.current().share(config.camera.batch, "camera.batch")
-    return config, {"device": str(device), "backend": backend, "backend_reason": reason, "torch": torch.__version__}
+    return config, {"device": str(device), "backend": backend, "backend_reason": reason, "kernels": kernels, "torch": torch.__version__}
 
 
 def generate(prompt: str = "", *, config: RunConfig | None = None, name: PresetName = "toybox", runs: Path | str | None = None) -> Job:
@@ -172,7 +176,9 @@ def edit(
         raise RunError(f"Run {parent.id} is {parent.status}, not finished. Finish it first: dreamsa resume {parent.id}")
     if not (parent.latest_checkpoint / "training.safetensors").is_file() and moments == "keep":
         raise RunError(f"Run {parent.id} was shipped without its optimizer's moments, so they cannot be kept. Use --moments reset.")
-    escape = escape or ("plain" if moments == "keep" else "auto" if ascent_steps is None else "anneal")
+    escape = escape or ("anneal" if ascent_steps is not None else "plain" if moments == "keep" else "auto")
+    if moments == "keep" and escape != "plain":
+        raise ValueError(f"Moments can be kept by the escape plain alone; {escape} forgets them. Use --escape plain, or leave moments out.")
     steps, ascent_steps = edit_length(before, steps, ascent_steps, name)
     if escape not in (*ASCENDING, "noise"):
         ascent_steps = 0
@@ -193,7 +199,7 @@ def edit_length(
     return steps, round(steps * default_ascent / default_steps) if ascent_steps is None else ascent_steps
 
 
-def resume(run: Run | str | Path, *, steps: int | None = None, runs: Path | str | None = None) -> Job:
+def resume(run: Run | str | Path, *, runs: Path | str | None = None) -> Job:
     """Go on with a stopped run exactly where it was; on a CPU, to the bit.
 
     Raises:
@@ -299,7 +305,9 @@ def _train(run: Run, config: RunConfig, parent: Run | None, going_on: bool, proc
         (run.path / "previews").mkdir(exist_ok=True)
     score = StableDiffusion.shared(config.model, device)
     prompt = ViewPrompt(score, config.prompt, config.negative_prompt, config.views)
-    preview, shown, seconds = None, time.monotonic(), 0.0
+    preview, shown, seconds, begun = None, time.monotonic(), 0.0, training.step
+    if first and config.edit is not None and config.edit.escape == "auto" and training.watch is None:
+        run.update(decision=REPAIR)
     try:
         while training.step < config.steps:
             result = sds_step(training, score, prompt, processes)
@@ -308,7 +316,8 @@ def _train(run: Run, config: RunConfig, parent: Run | None, going_on: bool, proc
                     f"The guidance returned values that are not finite {MAX_SKIPPED} steps in a row, up to step {training.step} "
                     f"of {config.prompt!r}. The last checkpoint is whole; try --set model.dtype=float32 or a lower guidance scale."
                 )
-            seconds = result.seconds if seconds == 0 else 0.95 * seconds + 0.05 * result.seconds
+            early = training.step <= begun + 2  # kernels are compiled in the first step, and auto asks about the parent
+            seconds = result.seconds if early else 0.95 * seconds + 0.05 * result.seconds
             done = training.step == config.steps
             if first:
                 if result.step % LOG_EVERY == 0 or done or result.skipped or training.annealer.edge:
@@ -615,11 +624,13 @@ def doctor() -> dict[str, Any]:
         "device": torch.cuda.get_device_name() if gpu else "cpu",
         "threads": torch.get_num_threads(),
         "hash grid": {name: backend(name) for name in ("torch", "numba", "triton", "tcnn")},
+        "renderer": "{} ({})".format(*resolve_kernels(device_for("auto"))),
         "tiny-cuda-nn, to build": " && ".join(BUILD_COMMANDS),
         "ffmpeg": _ffmpeg(),
         "embedded model": embedded,
         "versions": {
-            name: versions(name) for name in ("torch", "diffusers", "transformers", "accelerate", "numba", "safetensors", "gradio")
+            name: versions(name)
+            for name in ("torch", "diffusers", "transformers", "accelerate", "numba", "triton", "safetensors", "gradio")
         },
     }
 

@@ -7,6 +7,7 @@ be told from the parent, but from its first steps.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from math import isfinite
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -15,7 +16,7 @@ from torch import Tensor
 from dreamsa.annealing import Interpolate, ResetMoments
 from dreamsa.config import RunConfig
 from dreamsa.guidance.prompts import ViewPrompt
-from dreamsa.guidance.score_model import ScoreModel
+from dreamsa.guidance.score_model import Condition, GuidanceFailed, ScoreModel
 from dreamsa.randomness import generator_for
 from dreamsa.render.cameras import CameraConfig, orbit, viewing_camera
 from dreamsa.scene import Scene, fresh_parameters
@@ -27,23 +28,24 @@ if TYPE_CHECKING:
 SHARE = 6
 """One part in so many of the run's steps is watched."""
 ENOUGH = 0.4
-"""How far over to the new prompt a scene must have come to be on its way: -1 is where the parent was, 0 where the model is undecided. Chosen on 44 edits of the
-toybox, of which 50 steps of resuming had brought all to another object to less but for a mug on its way to a teapot, which plain resuming gets to, and all to another colour
-to more but for a car."""
+"""How far over to the new prompt a scene must have come to be on its way: -1 is where the parent was, 0 where the model is undecided. Chosen on 48 edits of the
+toybox: 50 steps of resuming had brought all to another colour further but for a car, and none to another object but for mugs on their way to a teapot or a house, which plain
+resuming gets to."""
 AZIMUTHS = (0.0, 45.0, 90.0, 135.0, 180.0, 225.0, 270.0, 315.0)
 ELEVATION_DEG = 15.0
 LEVELS = (0.6, 0.8)
 """Noise levels, as shares of the schedule, at which views are asked about: shapes and coarse colours are decided there."""
 
 
+UNDECIDED = 0.001
+"""Preferences this near to 0, or on the other side of it, say nothing of a way to go: the model sees the new prompt in the parent as well as the old one."""
+REPAIR = "interpolated at once: the prompt is the parent's own, so what is wrong with the parent cannot be seen from the words"
+"""What is said of a repair, which is not watched."""
+
+
 def watched_steps(config: RunConfig) -> int:
-    """After how many steps it is decided; 0 for any run that does not decide, and for a repair, which is decided at once."""
-    edit = config.edit
-    return config.steps // SHARE if edit is not None and edit.escape == "auto" and not _is_repair(config) else 0
-
-
-def _is_repair(config: RunConfig) -> bool:
-    return config.edit is not None and config.edit.parent_prompt.casefold() == config.prompt.casefold()
+    """After how many steps it is decided; 0 for any run that decides nothing."""
+    return config.steps // SHARE if config.edit is not None and config.edit.escape == "auto" and not config.repairs else 0
 
 
 @torch.no_grad()
@@ -58,13 +60,20 @@ def preference(scene: Scene, camera: CameraConfig, score: ScoreModel, new: ViewP
     for i in range(len(cameras)):
         view = cameras[i : i + 1]
         latents = score.encode(scene.look(view, camera.resolution).rgb)
-        conditions = [prompt(view.azimuth_deg, view.elevation_deg) for prompt in (old, new)]
+        seen = [prompt(view.azimuth_deg, view.elevation_deg) for prompt in (old, new)]
+        conditions = [
+            Condition(condition.positive, condition.negative) for condition in seen
+        ]  # the bare predictions, without Perp-Neg's push
         for level in LEVELS:
             timestep = torch.full((1,), round(level * (len(score.alpha_bar) - 1)), device=latents.device)
             noise = torch.randn(latents.shape, generator=generator_for(0, i, f"held out {level}")).to(latents)
             noisy = add_noise(latents, noise, score.alpha_bar[timestep])
             told_old, told_new = ((score.predict_noise(noisy, timestep, c, 1.0) - noise).square().mean() for c in conditions)
             total += float(told_old - told_new)
+    if not isfinite(total):
+        raise GuidanceFailed(
+            "The guidance returned values that are not finite when `auto` asked it. Try --set model.dtype=float32, or another escape."
+        )
     return total / (len(cameras) * len(LEVELS))
 
 
@@ -96,51 +105,37 @@ class Watch:
     @property
     def decision(self) -> str | None:
         """What was decided and why, in a sentence; None while it is not."""
-        if self.found is None:
+        if self.found is None or self.at_first is None:
             return None
-        if self.steps == 0:
-            return f"interpolated by {self.eta:g} at once: the prompt is the parent's own, so what it lacks cannot be seen from the words"
         did = "went on resuming" if self.resumes else f"went back to the parent and interpolated by {self.eta:g}"
+        if self.at_first > -UNDECIDED:
+            return f"{did}: in the parent the model saw the new prompt as well as the old one"
         why = "on its way" if self.resumes else "not on its way"
         return (
             f"{did}: after {self.steps} steps the scene was {why}; between the old prompt (-1: as the parent) and the new one (+1: as "
             f"surely) the model saw its views at {self.found:+.2f}, and {ENOUGH:+g} is enough"
         )
 
-    def turn(self, training: "Training", score: ScoreModel, prompt: ViewPrompt) -> None:
-        """Before a step: keep the parent at the first; decide when it is time."""
-        scene, step = training.scene, training.step
-        if step == 0 and self.steps > 0:
-            self.parent = {name: value.detach().clone() for name, value in scene.tensors().items()}
-            self.at_first = self._preference(training, score, prompt)
-        if step != self.steps:
-            return
-        self.found = self._progress(training, score, prompt)
-        if not self.resumes:
-            if self.parent:
-                scene.restore(self.parent)
-            self._interpolate(training)
-        self.parent = {}
-
-    def _progress(self, training: "Training", score: ScoreModel, prompt: ViewPrompt) -> float:
-        """-1 at the parent, which prefers its own prompt; 1 where the scene prefers the new one as surely. A repair has made none."""
-        if self.at_first is None:
-            return -1.0
-        if self.at_first >= 0:  # the parent is what the new prompt says already
-            return 1.0
-        return self._preference(training, score, prompt) / -self.at_first
-
-    def _preference(self, training: "Training", score: ScoreModel, prompt: ViewPrompt) -> float:
-        config = training.config
+    def turn(self, training: "Training", score: ScoreModel, prompt: ViewPrompt) -> bool:
+        """Before a step: keep the parent at the first; decide when it is time. Whether the scene was moved."""
+        scene, config, optimizer, step = training.scene, training.config, training.optimizer, training.step
         assert config.edit is not None
+        if self.found is not None or step not in (0, self.steps):
+            return False
         old = ViewPrompt(score, config.edit.parent_prompt, config.negative_prompt, config.views)
-        return preference(training.scene, config.camera, score, prompt, old)
-
-    def _interpolate(self, training: "Training") -> None:
-        config, optimizer = training.config, training.optimizer
-        events = (Interpolate(self.eta, lambda _: fresh_parameters(config.field, config.render, config.seed + 1)), ResetMoments())
-        for event in events:
-            event(optimizer, optimizer.param_groups, training.step)
+        seen = preference(scene, config.camera, score, prompt, old)
+        if step == 0:
+            self.parent = {name: value.detach().clone() for name, value in scene.tensors().items()}
+            self.at_first = seen
+            return False
+        assert self.at_first is not None
+        self.found = 1.0 if self.at_first > -UNDECIDED else seen / -self.at_first
+        if not self.resumes:
+            scene.restore(self.parent)
+            for event in (Interpolate(self.eta, lambda _: fresh_parameters(config.field, config.render, config.seed + 1)), ResetMoments()):
+                event(optimizer, optimizer.param_groups, step)
+        self.parent = {}
+        return not self.resumes
 
     def state(self) -> dict[str, Any]:
         """For a checkpoint; `parent` goes there too."""

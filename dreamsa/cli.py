@@ -261,7 +261,7 @@ def compare(
 
     Arms: A plain resume, optimizer moments kept; B plain resume, moments reset; C from scratch; D ascent, then descent (ours);
     E a random displacement and F an interpolation to a random scene (Perturb-and-Revise), both as far as D has moved; G ascent of
-    the regularisers only. What has finished is not run again: after a stop the same command goes on.
+    the regularisers only; H an interpolation by eta; I auto. With the parent's own prompt and --set it is a repair. What has finished is not run again: after a stop the same command goes on.
 
     Example: dreamsa compare a-rabbit "a purple rabbit" --arms B,D,E --seeds 3
     """

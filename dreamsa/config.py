@@ -10,7 +10,7 @@ from typing import Any, Literal, get_args
 
 from dreamsa.fields.field import FieldConfig
 from dreamsa.fields.hashgrid import HashGridConfig
-from dreamsa.guidance.prompts import ViewConfig
+from dreamsa.guidance.prompts import ViewConfig, same_prompt
 from dreamsa.guidance.stable_diffusion import KNOWN_MODELS, ModelConfig
 from dreamsa.render.cameras import CameraConfig
 from dreamsa.render.volume import RenderConfig
@@ -101,10 +101,6 @@ class EditConfig:
             raise ValueError(f"edit.scale must lie in [0, 100], got {self.scale}.")
         if not 0 <= self.eta <= 1:
             raise ValueError(f"edit.eta must lie in [0, 1], got {self.eta}.")
-        if self.moments == "keep" and self.escape != "plain":
-            raise ValueError(
-                f"Moments can be kept by the escape plain alone; {self.escape} forgets them. Use --escape plain, or leave moments out."
-            )
         for name, norm in (self.displacement or {}).items():
             if self.escape not in ("noise", "interpolate"):
                 raise ValueError(f"edit.displacement is for noise and interpolate; {self.escape} moves as far as it moves. Leave it out.")
@@ -136,6 +132,11 @@ class RunConfig:
     turntable: int = 60
     """Frames of the turntable that a finished run gets; 0 makes none."""
 
+    @property
+    def repairs(self) -> bool:
+        """Whether it is an edit to the parent's own prompt: something is wrong with the parent that its words do not say."""
+        return self.edit is not None and same_prompt(self.edit.parent_prompt, self.prompt)
+
     def __post_init__(self) -> None:
         if not 1 <= self.steps <= 1_000_000:
             raise ValueError(f"steps must lie in [1, 1000000], got {self.steps}.")
@@ -149,7 +150,7 @@ class RunConfig:
             raise ValueError(
                 f"edit.ascent_steps must be below steps = {self.steps}, got {self.edit.ascent_steps}. An edit that only climbs never lands."
             )
-        if self.edit is not None and self.edit.escape == "auto" and self.steps < 12:
+        if self.edit is not None and self.edit.escape == "auto" and self.steps < 12 and not self.repairs:
             raise ValueError(
                 f"The escape auto watches for a sixth of the steps before it decides: it needs at least 12 steps, got {self.steps}."
             )

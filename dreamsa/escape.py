@@ -27,14 +27,14 @@ def rules_for(config: RunConfig) -> list[Rule]:
 
     anneal ascends for `ascent_steps` at `scale` times the learning rate, moments forgotten at both edges (thesis, eq. 9);
     regularizers does the same with the opacity regulariser in place of score distillation (see `train.objective`). noise, interpolate
-    and fresh move once, then descend. auto resumes, until `auto.Watch` decides and moves. All but a plain
+    and fresh move once, then descend. auto resumes, until `auto.Watch` decides and moves; a repair it interpolates at once. All but a plain
     edit that keeps its moments start with none.
     """
     edit = config.edit
     if edit is None:
         return []
     reset = (ResetMoments(),)
-    if edit.escape == "auto" and watched_steps(config):
+    if watched_steps(config):
         return [Rule(Window(0, watched_steps(config)), StepTransform(), on_open=reset, phase="watch")]
     if edit.escape in ASCENDING and edit.ascent_steps:
         phase = "ascend" if edit.escape == "anneal" else "ascend regularizers"
@@ -59,7 +59,7 @@ def _moves(edit: EditConfig, config: RunConfig) -> tuple[Event, ...]:
             if far is None
             else (Move(far, random_direction(config.seed)),)
         )
-    if edit.escape == "interpolate":
+    if edit.escape in ("interpolate", "auto"):  # auto: a repair
         return (Interpolate(edit.eta, fresh),) if edit.displacement is None else (Move(edit.displacement, direction_to(fresh)),)
     return ()
 

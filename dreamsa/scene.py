@@ -1,6 +1,7 @@
 """A scene: field, occupancy and background together; what is trained, saved and rendered."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -116,6 +117,6 @@ class Scene(nn.Module):
 
 
 def fresh_parameters(field: FieldConfig, render: RenderConfig, seed: int) -> list[Tensor]:
-    """The parameters of another random scene, in the order of an optimizer's groups."""
-    groups = Scene(field, render, seed).groups(1.0, 1.0, 1.0)
+    """The parameters of another random scene, in the order of an optimizer's groups; on the CPU, whatever runs the field's own grid."""
+    groups = Scene(replace(field, backend="torch"), render, seed).groups(1.0, 1.0, 1.0)
     return [p.detach() for group in groups for p in group["params"]]

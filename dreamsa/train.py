@@ -33,10 +33,6 @@ MAX_SKIPPED = 10
 """Steps in a row that may be skipped because a gradient was not finite."""
 
 
-class GuidanceFailed(RuntimeError):
-    """The score model returned NaN or infinity too many times in a row."""
-
-
 class Draw(NamedTuple):
     """Everything random about the views of one step. Drawn on the CPU and for all processes' views, so that neither the device nor the number
     of processes matters."""
@@ -126,7 +122,8 @@ def new_training(config: RunConfig, device: torch.device | str = "cpu") -> Train
     """A run at its very beginning."""
     scene = Scene(config.field, config.render, config.seed, device)
     optimizer = new_optimizer(scene, config.optimizer)
-    watch = Watch(watched_steps(config), config.edit.eta) if config.edit is not None and config.edit.escape == "auto" else None
+    watched = watched_steps(config)
+    watch = Watch(watched, config.edit.eta) if config.edit is not None and watched else None
     return Training(config, scene, optimizer, Annealer(optimizer, rules_for(config)), watch=watch)
 
 
@@ -184,12 +181,12 @@ def displacement(optimizer: torch.optim.Optimizer, start: Mapping[Tensor, Tensor
 def sds_step(training: Training, score: ScoreModel, prompt: ViewPrompt, processes: Processes = Processes()) -> StepResult:
     """One update of the scene: look at it, noise it, ask the score model, step."""
     started, config, scene, step = time.monotonic(), training.config, training.scene, training.step
-    if training.watch is not None:
-        training.watch.turn(training, score, prompt)
+    moved = training.watch is not None and training.watch.turn(training, score, prompt)
     at, length = training.clock
     training.annealer.begin()
-    if step == 0 or training.annealer.edge or step % config.render.occupancy_every == 0:
-        scene.refresh(config.seed, step, full=step == 0 or training.annealer.edge)
+    anew = step == 0 or moved or training.annealer.edge
+    if anew or step % config.render.occupancy_every == 0:
+        scene.refresh(config.seed, step, full=anew)
     ours = processes.share(config.camera.batch, "camera.batch")
     drawn = draw_views(config, step, len(score.alpha_bar), step - at).part(ours)
     draw = drawn.to(score.alpha_bar.device)
@@ -232,9 +229,7 @@ def sds_step(training: Training, score: ScoreModel, prompt: ViewPrompt, processe
     training.step += 1
     training.skipped += not finite
     training.skipped_in_a_row = 0 if finite else training.skipped_in_a_row + 1
-    numbers = torch.stack(
-        [grad.norm(), sds_loss(latents.detach(), grad), view.opacity.detach().mean()]
-    ).tolist()  # a GPU is waited for once
+    numbers = torch.stack([grad.norm(), sds_loss(latents.detach(), grad), view.opacity.detach().mean()]).tolist()  # one wait for the three
     return StepResult(
         step=step,
         phase=phase,

@@ -241,6 +241,7 @@ def test_settings_are_checked_before_any_work(changes, says):
         ({"scale": -1.0}, "edit.scale"),
         ({"ascent_steps": 20, "steps": 20}, "below steps"),
         ({"eta": 2.0}, "edit.eta"),
+        ({"ascent_steps": 4, "moments": "keep"}, "kept by the escape plain alone; anneal forgets them"),
         ({"escape": "fresh", "moments": "keep"}, "kept by the escape plain alone; fresh forgets them"),
     ],
 )

@@ -4,12 +4,13 @@ from dataclasses import replace
 
 import pytest
 import torch
-from tiny import tiny_auto, tiny_config, tiny_score
+from tiny import tiny_auto, tiny_config, tiny_repair, tiny_score
 
 from dreamsa import api, auto, train
 from dreamsa.auto import ENOUGH, Watch, preference
 from dreamsa.config import EditConfig
 from dreamsa.guidance.prompts import ViewPrompt
+from dreamsa.guidance.score_model import GuidanceFailed
 from dreamsa.scene import fresh_parameters
 from dreamsa.train import new_training, rate_factor, sds_step
 
@@ -83,21 +84,52 @@ def test_what_it_finds_is_measured_against_the_parent(parent, monkeypatch):
         watched = edit(parent, "auto")
         steps(watched, WATCHED + 1)
         assert watched.watch.found == found
+    assert watched.watch.decision == "went on resuming: in the parent the model saw the new prompt as well as the old one"
 
 
 def test_a_repair_is_interpolated_at_once(parent):
     """With the parent's own prompt there is nothing that the model could prefer."""
-    repaired = edit(parent, "auto", parent_prompt="A rabbit")
-    repaired.watch.turn(repaired, None, None)
-    config = repaired.config
-    fresh = fresh_parameters(config.field, config.render, config.seed + 1)[0]
-    torch.testing.assert_close(table(repaired), 0.4 * parent["field.table"] + 0.6 * fresh)
-    assert steps(edit(parent, "auto", "A rabbit"), STEPS) == ["descend"] * STEPS
     interpolated, repaired = edit(parent, "interpolate"), edit(parent, "auto", "A rabbit")
-    steps(interpolated, STEPS)
-    steps(repaired, STEPS)
+    assert steps(repaired, STEPS) == steps(interpolated, STEPS) == ["descend"] * STEPS
     assert torch.equal(table(repaired), table(interpolated))
-    assert repaired.watch.decision.startswith("interpolated by 0.6 at once")
+
+
+def test_another_scene_is_drawn_on_the_cpu_whatever_runs_the_grid():
+    config = tiny_config()
+    fields = [replace(config.field, backend=name) for name in ("auto", "triton")]
+    ours, theirs = (fresh_parameters(field, config.render, 1) for field in fields)
+    assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
+
+
+def test_a_decision_is_made_once(parent, monkeypatch):
+    """A run that was interrupted between the decision and its step is not moved again."""
+    monkeypatch.setattr(auto, "preference", preferences(-0.5))
+    watched = edit(parent, "auto")
+    steps(watched, WATCHED)
+    assert watched.watch.turn(watched, tiny_score(), None)
+    moved = table(watched)
+    assert not watched.watch.turn(watched, tiny_score(), None)
+    assert torch.equal(table(watched), moved)
+
+
+def test_the_occupancy_is_looked_at_anew_where_the_scene_was_moved(parent, monkeypatch):
+    """Also where a step was skipped, so that the optimizer's steps and the run's are no longer the same."""
+    monkeypatch.setattr(auto, "preference", preferences(-0.5))
+    watched = edit(parent, "auto")
+    steps(watched, WATCHED)
+    looks = []
+    monkeypatch.setattr(watched.scene, "refresh", lambda seed, step, full: looks.append((step, full)))
+    watched.annealer.step += 1
+    steps(watched, 1)
+    assert looks == [(WATCHED, True)]
+
+
+def test_guidance_that_is_not_finite_ends_the_run(parent):
+    score = tiny_score()
+    monkey = replace(score, means=score.means * float("nan"))
+    watched = edit(parent, "auto")
+    with pytest.raises(GuidanceFailed, match="not finite when `auto` asked"):
+        sds_step(watched, monkey, ViewPrompt(monkey, "a rabbit"))
 
 
 def test_a_scene_on_its_way_is_resumed_to_the_end(parent, monkeypatch):
@@ -116,7 +148,7 @@ def test_one_that_is_not_begins_again_from_the_interpolated_parent(parent, monke
     watched = edit(parent, "auto")
     steps(watched, WATCHED)
     assert (table(watched) - parent["field.table"]).norm() > 0
-    watched.watch.turn(watched, tiny_score(), None)
+    assert watched.watch.turn(watched, tiny_score(), None)
     config = watched.config
     fresh = fresh_parameters(config.field, config.render, config.seed + 1)[0]
     torch.testing.assert_close(table(watched), 0.4 * parent["field.table"] + 0.6 * fresh)
@@ -142,19 +174,22 @@ def test_its_schedules_begin_again_too(parent, monkeypatch):
 
 @pytest.mark.parametrize(("found", "resumes", "began"), [(None, None, 0), (ENOUGH, True, 0), (ENOUGH - 1e-4, False, 4)])
 def test_just_enough_is_enough(found, resumes, began):
-    watch = Watch(4, 0.6, found=found)
+    watch = Watch(4, 0.6, at_first=-0.02, found=found)
     assert (watch.resumes, watch.began) == (resumes, began)
     assert (watch.decision is None) == (found is None)
 
 
 def test_a_run_says_what_was_decided_and_why(tmp_path, monkeypatch):
     monkeypatch.setattr(api.StableDiffusion, "load", lambda config, device: tiny_score())
+    monkeypatch.setattr(auto, "preference", preferences(0.1))
     rabbit = api.generate(config=tiny_config(turntable=0), runs=tmp_path).wait()
     run = api.edit(rabbit, "a purple rabbit", steps=STEPS, runs=tmp_path).wait()
     assert run.config.edit.escape == "auto"
-    assert run.record["decision"].startswith("went ")
-    assert "between the old prompt" in run.record["decision"]
+    assert run.record["decision"].startswith("went back to the parent and interpolated by 0.6: after 4 steps")
+    assert "saw its views at +0.10, and +0.4 is enough" in run.record["decision"]
     assert run.config.edit.parent_prompt == "a rabbit"
+    repair = api.edit(rabbit, "a rabbit", steps=STEPS, runs=tmp_path).wait()
+    assert repair.record["decision"] == auto.REPAIR
     assert api.edit(rabbit, "a purple rabbit", steps=STEPS, moments="keep", runs=tmp_path).run.config.edit.escape == "plain"
     assert api.edit(rabbit, "a purple rabbit", steps=STEPS, ascent_steps=4, runs=tmp_path).run.config.edit.escape == "anneal"
 
@@ -174,3 +209,4 @@ def test_a_run_that_is_made_longer_keeps_its_decision(parent, monkeypatch, tmp_p
 def test_too_few_steps_to_watch_are_refused():
     with pytest.raises(ValueError, match="at least 12 steps, got 11"):
         tiny_auto(steps=11)
+    tiny_repair(steps=11)  # watches none

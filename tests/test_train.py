@@ -6,9 +6,9 @@ from dataclasses import replace
 
 import pytest
 import torch
-from tiny import tiny_auto, tiny_config, tiny_edit, tiny_score
+from tiny import tiny_auto, tiny_config, tiny_edit, tiny_repair, tiny_score
 
-from dreamsa import train
+from dreamsa import auto, train
 from dreamsa.config import EditConfig, LossConfig
 from dreamsa.guidance.prompts import ViewPrompt
 from dreamsa.render.volume import View
@@ -46,10 +46,11 @@ def test_descent_draws_what_the_score_model_wants():
     assert (corner - 0.5).abs().max() < 0.1
 
 
-@pytest.mark.parametrize("make", [tiny_config, tiny_edit, tiny_auto])
+@pytest.mark.parametrize("make", [tiny_config, tiny_edit, tiny_auto, tiny_repair])
 @pytest.mark.parametrize("stop", [1, 2, 3, 4, 5, 6, 9, 11])
-def test_resume_is_bit_identical(tmp_path, make, stop):
-    """n steps unbroken == k steps, save, load into fresh objects, n - k steps; in mid-ascent and at its edges too."""
+def test_resume_is_bit_identical(tmp_path, make, stop, monkeypatch):
+    """n steps unbroken == k steps, save, load into fresh objects, n - k steps; in mid-ascent and at its edges too, and across auto's way back."""
+    monkeypatch.setattr(auto, "preference", lambda *_: -0.02)  # as the parent: not on its way
     whole = new_training(make())
     steps(whole, 12)
     first = new_training(make())

@@ -33,7 +33,12 @@ def tiny_edit(**changes) -> RunConfig:
 
 def tiny_auto(**changes) -> RunConfig:
     """An edit that decides after two steps."""
-    return tiny_config(**{"edit": EditConfig("parent", "auto"), **changes})
+    return tiny_config(**{"edit": EditConfig("parent", "auto", parent_prompt="a duck"), **changes})
+
+
+def tiny_repair(**changes) -> RunConfig:
+    """An edit to the parent's own prompt."""
+    return tiny_auto(**{"edit": EditConfig("parent", "auto", parent_prompt="a rabbit"), **changes})
 
 
 def tiny_score() -> GaussianMixture:

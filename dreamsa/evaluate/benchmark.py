@@ -105,7 +105,8 @@ class ParentTask:
     """Made without a word on the view."""
 
     def accepts(self, scores: Scores) -> bool:
-        return scores.passes(self.accept) and (not self.faulty or (scores.view_right or 0.0) <= 1 - self.accept)
+        wrong = 0.0 if scores.view_right is None else 1 - scores.view_right
+        return scores.passes(self.accept) and (not self.faulty or wrong >= self.accept)
 
 
 @dataclass(frozen=True)
@@ -135,7 +136,8 @@ class Benchmark:
     def comparison(self, pair: Pair, seed: int) -> Comparison | None:
         """All arms of a pair with one seed; None where there is no accepted parent (yet)."""
         parent = self.parent(pair.source, seed, pair.faulty)
-        recipe = _worded(self.recipe, ViewConfig().wording) if pair.faulty else self.recipe
+        wording = self.recipe.overrides.get("views.wording", ViewConfig().wording)
+        recipe = _worded(self.recipe, wording) if pair.faulty else self.recipe
         made = result_of(parent.folder)
         if made is None or not made["accepted"]:
             return None

@@ -24,7 +24,7 @@ from dreamsa.evaluate.trials import (
     result_of,
     run_chain,
 )
-from dreamsa.guidance.prompts import check_prompt
+from dreamsa.guidance.prompts import check_prompt, same_prompt
 from dreamsa.runs import Run, RunError, find_run, runs_folder, slug
 
 PLAN = "comparison.json"
@@ -99,7 +99,7 @@ def compare(
     parent, prompt = find_run(run, home), check_prompt(prompt)
     if parent.status != "finished":
         raise RunError(f"Run {parent.id} is {parent.status}, not finished. Finish it first: dreamsa resume {parent.id}")
-    if prompt.casefold() == parent.prompt.casefold() and not overrides:
+    if same_prompt(prompt, parent.prompt) and not overrides:
         raise ValueError(
             f"The new prompt is the parent's own, {parent.prompt!r}: there is nothing to edit. Name what it should become, or --set what should differ."
         )

@@ -15,7 +15,7 @@ from dreamsa.evaluate.geometry import AZIMUTHS, ELEVATION_DEG
 from dreamsa.evaluate.judge import Judge
 from dreamsa.evaluate.metrics import directional_similarity, foreground_fraction, front_everywhere, psnr, retrieved, silhouette_overlap
 from dreamsa.export.video import contact_sheet, write_png
-from dreamsa.guidance.prompts import VIEWS
+from dreamsa.guidance.prompts import VIEWS, same_prompt
 from dreamsa.render.cameras import CameraConfig, orbit
 from dreamsa.runs import Run, RunError, find_run, runs_folder
 from dreamsa.scene import Scene
@@ -168,6 +168,11 @@ def scores_of(judge: Judge, views: Views, prompt: str, before: tuple[Views, str]
     return Scores(**found)
 
 
+def succeeded(scores: Scores, repair: bool) -> bool:
+    """Whether an edit has come to what it was for. A repair also has to show its right sides, where those can be told."""
+    return scores.passes() and (not repair or scores.view_right is None or scores.view_right >= ENOUGH)
+
+
 def _mean(values: Tensor) -> float:
     return round(float(values.mean()), 4)
 
@@ -222,7 +227,7 @@ def evaluate_run(run: Run | str | Path, *, judge: str | None = None, runs: Path 
         "prompt": found.prompt,
         "parent": {"run": parent.id, "prompt": parent.prompt} if parent else None,
         "judge": loaded.name,
-        "success": scores.passes(),
+        "success": succeeded(scores, parent is not None and same_prompt(found.prompt, parent.prompt)),
         "scores": asdict(scores),
         "views": dict(zip((f"{azimuth:g} deg" for azimuth in views.azimuths_deg), spoken(loaded, views.rgb), strict=True)),
     }

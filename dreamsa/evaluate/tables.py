@@ -10,6 +10,7 @@ from typing import Any
 from dreamsa import checkpoint
 from dreamsa.evaluate.metrics import Mean, PairedTest, bootstrap_mean, holm, mcnemar, student_mean, wilson
 from dreamsa.evaluate.trials import MODEL_ARM, arm_of
+from dreamsa.guidance.prompts import same_prompt
 
 MEASURES = (
     "probability",
@@ -22,6 +23,7 @@ MEASURES = (
     "silhouette",
     "likeness",
     "foreground",
+    "view_right",
     "janus",
 )
 """The scores that tables show."""
@@ -129,7 +131,8 @@ def paired_tests(results: dict[str, list[dict[str, Any]]]) -> dict[str, tuple[Pa
 
 
 def success_by_step(results: Sequence[dict[str, Any]], steps: int) -> list[tuple[float, float]]:
-    """(step, share of the trials that have succeeded by then), up to the last step."""
+    """(step, share of the trials that have succeeded by then), up to the last step; repairs, of which no step knows, are left out."""
+    results = [r for r in results if not same_prompt(r["prompt"], r["parent_prompt"])]
     reached = sorted(r["steps_to_success"] for r in results if r["steps_to_success"] is not None)
     return [
         (0.0, 0.0),

@@ -21,12 +21,13 @@ from torch import Tensor
 from dreamsa import api, checkpoint
 from dreamsa.config import Escape, parse_setting
 from dreamsa.evaluate.judge import Judge
-from dreamsa.evaluate.scores import ENOUGH, Views, finished_scene, fit_of, fixed_views, scores_of, strip
+from dreamsa.evaluate.scores import ENOUGH, Views, finished_scene, fit_of, fixed_views, scores_of, strip, succeeded
 from dreamsa.export.video import contact_sheet, write_png
+from dreamsa.guidance.prompts import same_prompt
+from dreamsa.guidance.score_model import GuidanceFailed
 from dreamsa.runs import Run, list_runs
 from dreamsa.scene import Scene
 from dreamsa.toybox.renderer import to_uint8
-from dreamsa.train import GuidanceFailed
 
 QUARTERS = (0.0, 90.0, 180.0, 270.0)
 """Azimuths that are looked at while an edit runs."""
@@ -245,8 +246,8 @@ def _judged(trial: Trial, run: Run) -> dict[str, Any]:
     before, after = (fixed_views(scene, camera, resolution=judge.size) for scene in (old, new))
     write_png(strip(after.rgb), trial.folder / "views.png")
     scores = scores_of(judge, after, run.prompt, (before, parent.prompt))
-    repair, rows = run.prompt == parent.prompt, run.metrics()
-    success = scores.passes() and (not repair or (scores.view_right or 0.0) >= ENOUGH)
+    repair, rows = same_prompt(run.prompt, parent.prompt), run.metrics()
+    success = succeeded(scores, repair)
     curve = _curve(judge, trial.folder / "steps", fixed_views(old, camera, QUARTERS), run.prompt)
     moved = [{"step": row["step"] + 1, **row["displacement"]} for row in rows if row["displacement"]]
     escaped = [row for row in rows if row["phase"] != "descend"] or rows[:1]
@@ -269,10 +270,10 @@ def _ascent(run: Run) -> int:
 
 
 def _displaced(run: Run, escaped: dict[str, Any]) -> dict[str, float] | None:
-    """How far a run's escape has moved each group, from the metrics at its end; None for a plain edit, which has none."""
+    """How far a run's escape has moved each group, from the metrics at its end; None for a plain edit, which has none, and for auto, which may have."""
     edit = run.config.edit
     assert edit is not None
-    return None if edit.escape == "plain" else edit.displacement or escaped["displacement"]
+    return None if edit.escape in ("plain", "auto") else edit.displacement or escaped["displacement"]
 
 
 def _curve(judge: Judge, folder: Path, start: Views, prompt: str) -> list[dict[str, Any]]:

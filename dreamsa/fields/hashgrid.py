@@ -148,7 +148,7 @@ def resolve_backend(name: BackendName, device: torch.device | str) -> tuple[Lite
             raise BackendUnavailable(f"Hash-grid backend 'numba' runs on the CPU, the device is {kind}. Use triton or torch.")
         return "numba", "asked for"
     if name == "triton":
-        trouble = why_not(TRITON) if kind == "cuda" else f"it needs a CUDA device, the device is {kind}"
+        trouble = why_not(TRITON, torch.device(device)) if kind == "cuda" else f"it needs a CUDA device, the device is {kind}"
         if trouble is not None:
             raise BackendUnavailable(
                 f"Hash-grid backend 'triton' cannot be used here: {trouble}. Use {'torch' if kind == 'cuda' else 'numba or torch'}."
@@ -163,7 +163,7 @@ def resolve_backend(name: BackendName, device: torch.device | str) -> tuple[Lite
         raise ValueError(f"There is no hash-grid backend {name!r}. There are: {', '.join(BACKENDS)}.")
     if kind == "cpu":
         return "numba", "the device is a CPU"
-    trouble = why_not(TRITON) if kind == "cuda" else f"the device is {kind}"
+    trouble = why_not(TRITON, torch.device(device)) if kind == "cuda" else f"the device is {kind}"
     return ("triton", "the device is a GPU") if trouble is None else ("torch", f"no Triton: {trouble}")
 
 

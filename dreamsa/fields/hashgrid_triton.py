@@ -33,13 +33,13 @@ def _entry(x, y, z, resolution, size, dense):
     """Entries of lattice points in their level: as they lie where the level is dense, hashed (Instant-NGP, eq. 4) where it is not."""
     x, y, z = x.to(tl.uint32), y.to(tl.uint32), z.to(tl.uint32)
     hashed = x ^ (y * 2654435761) ^ (z * 805459861)
-    return (tl.where(dense != 0, x + resolution * (y + resolution * z), hashed) % size).to(tl.int32)
+    return (tl.where(dense != 0, x + resolution * (y + resolution * z), hashed) % size).to(tl.int64)
 
 
 @triton.jit(do_not_specialize=["n"])
 def _forward(points, table, out, scales, levels, n, WIDTH: tl.constexpr, FEATURES: tl.constexpr, BLOCK: tl.constexpr):
     level = tl.program_id(1)
-    i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    i = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)  # points times width may be more than 2^31
     mask = i < n
     resolution, size = tl.load(levels + 4 * level).to(tl.uint32), tl.load(levels + 4 * level + 1).to(tl.uint32)
     offset, dense = tl.load(levels + 4 * level + 2), tl.load(levels + 4 * level + 3)
@@ -59,7 +59,7 @@ def _forward(points, table, out, scales, levels, n, WIDTH: tl.constexpr, FEATURE
 @triton.jit(do_not_specialize=["n"])
 def _backward(points, upstream, grad, scales, levels, n, WIDTH: tl.constexpr, FEATURES: tl.constexpr, BLOCK: tl.constexpr):
     level = tl.program_id(1)
-    i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    i = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)  # points times width may be more than 2^31
     mask = i < n
     resolution, size = tl.load(levels + 4 * level).to(tl.uint32), tl.load(levels + 4 * level + 1).to(tl.uint32)
     offset, dense = tl.load(levels + 4 * level + 2), tl.load(levels + 4 * level + 3)
@@ -87,7 +87,8 @@ def encode_triton(config: HashGridConfig) -> Encode:
 
     def launch(kernel, points: Tensor, first: Tensor, second: Tensor) -> None:
         grid = (triton.cdiv(len(points), BLOCK), config.levels)
-        kernel[grid](points, first, second, *on(points.device), len(points), config.width, config.features, BLOCK)
+        with torch.cuda.device_of(points):  # Triton launches on the current device
+            kernel[grid](points, first, second, *on(points.device), len(points), config.width, config.features, BLOCK)
 
     class Encoding(torch.autograd.Function):
         @staticmethod
@@ -116,8 +117,13 @@ def encode_triton(config: HashGridConfig) -> Encode:
     return encode
 
 
-def probe() -> None:
-    """Encode one point on the GPU, forward and backward; raises where Triton cannot."""
+def probe(device: torch.device) -> None:
+    """Encode one point on a GPU, forward and backward; raises where Triton cannot."""
     config = HashGridConfig()
-    table = torch.zeros(config.entries, config.features, device="cuda", requires_grad=True)
-    encode_triton(config)(torch.zeros(1, 3, device="cuda"), table).sum().backward()
+    table = torch.ones(config.entries, config.features, device=device, requires_grad=True)
+    out = encode_triton(config)(torch.full((1, 3), 0.3, device=device), table).sum()
+    out.backward()
+    assert table.grad is not None
+    check = torch.stack([out.detach(), table.grad.sum()]).tolist()
+    if max(abs(value - config.width) for value in check) > 1e-3:
+        raise ValueError(f"its sums are {check}, not {config.width}")

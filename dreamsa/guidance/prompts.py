@@ -69,6 +69,11 @@ def check_prompt(prompt: object, what: str = "prompt") -> str:
     return prompt
 
 
+def same_prompt(one: str, other: str) -> bool:
+    """Whether two prompts are the same words, whatever their case."""
+    return one.casefold() == other.casefold()
+
+
 def view_of(azimuth_deg: float, elevation_deg: float, config: ViewConfig = ViewConfig()) -> View:
     """The view that a camera has of the object; azimuth 0 is the centre of the front, whatever its multiple of 360."""
     if elevation_deg > config.overhead_deg:

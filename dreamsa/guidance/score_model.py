@@ -7,6 +7,10 @@ from jaxtyping import Float, Float32, Int64
 from torch import Tensor
 
 
+class GuidanceFailed(RuntimeError):
+    """The score model returned NaN or infinity, and too often to go on."""
+
+
 @dataclass(frozen=True)
 class Condition:
     """What a noise prediction is conditioned on, per view."""

@@ -10,6 +10,7 @@ import re
 import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
+from threading import Lock
 from typing import Any, Literal
 
 import torch
@@ -206,12 +207,20 @@ class StableDiffusion:
 
     @classmethod
     def shared(cls, config: ModelConfig, device: torch.device | str = "cpu") -> "StableDiffusion":
-        """The model that was loaded last, where it is this one, else `load`: one model at a time stays in memory, for the next run of a process."""
-        key = (config, torch.device(device))
-        if key not in _shared:
-            _shared.clear()
-            _shared[key] = cls.load(config, device)
-        return _shared[key]
+        """The model that was last loaded on the device, where it is this one and its files are the same, else `load`: one model per device stays in
+        memory, for the next run of a process."""
+        device = torch.device(device)
+        with _loading:
+            kind, where = locate_model(config)
+            place = Path(where).resolve() if kind != "hub" else None
+            files = [] if place is None else [place] if place.is_file() else sorted(place.rglob("*.safetensors"))
+            key = (config, place, tuple(file.stat().st_mtime_ns for file in files))
+            kept = _shared.get(device)
+            if kept is None or kept[0] != key:
+                _shared.pop(device, None)  # before another is loaded beside it
+                del kept
+                kept = _shared[device] = (key, cls.load(config, device))
+            return kept[1]
 
     @torch.no_grad()
     def embed(self, texts: list[str]) -> Float[Tensor, "n tokens width"]:
@@ -273,7 +282,8 @@ class StableDiffusion:
         return perpendicular_guidance(unconditional, conditional, negatives, condition.unwanted_weights, guidance_scale)
 
 
-_shared: dict[tuple[ModelConfig, torch.device], StableDiffusion] = {}
+_shared: dict[torch.device, tuple[Any, StableDiffusion]] = {}
+_loading = Lock()
 
 
 def _single_file_parts(path: str, config: ModelConfig, dtype: torch.dtype) -> dict[str, Any]:

@@ -3,7 +3,7 @@ definition; tests hold the two together. With TRITON_INTERPRET=1 in the environm
 # What Triton compiles looks like Python and is none:
 # pyright: reportGeneralTypeIssues=false, reportArgumentType=false, reportOperatorIssue=false, reportCallIssue=false, reportIndexIssue=false, reportAssignmentType=false
 
-from math import log
+from math import exp, log
 
 import torch
 import triton
@@ -63,10 +63,13 @@ def march(
     rays, starts = len(origins), torch.zeros(len(origins) + 1, dtype=torch.int64, device=origins.device)
     how = (rays, radius, step, occupied.shape[0])
     grid = (triton.cdiv(rays, RAYS),)
-    _march[grid](*given, starts, starts[1:], *how, False, RAYS)
-    starts = starts.cumsum(0)
-    t_mid = origins.new_empty(int(starts[-1]))
-    _march[grid](*given, starts, t_mid, *how, True, RAYS)
+    if not rays:
+        return starts, origins.new_empty(0)
+    with torch.cuda.device_of(origins):  # Triton launches on the current device
+        _march[grid](*given, starts, starts[1:], *how, False, RAYS)
+        starts = starts.cumsum(0)
+        t_mid = origins.new_empty(int(starts[-1]))
+        _march[grid](*given, starts, t_mid, *how, True, RAYS)
     return starts, t_mid
 
 
@@ -85,7 +88,8 @@ def visible(depth: Float[Tensor, "samples"], starts: Int64[Tensor, "edges"], thr
     """`volume.visible_torch` on a GPU."""
     keep = torch.empty(len(depth), dtype=torch.int8, device=depth.device)
     if len(depth):
-        _visible[(len(starts) - 1,)](depth.detach().contiguous(), starts.contiguous(), keep, -log(threshold), SAMPLES, num_warps=1)
+        with torch.cuda.device_of(depth):
+            _visible[(len(starts) - 1,)](depth.detach().contiguous(), starts.contiguous(), keep, -log(threshold), SAMPLES, num_warps=1)
     return keep.view(torch.bool)
 
 
@@ -134,7 +138,8 @@ class Composite(torch.autograd.Function):
         depth, values, starts = depth.detach().contiguous(), values.detach().contiguous(), starts.contiguous()
         rays, c = len(starts) - 1, values.shape[1]
         out = values.new_empty(rays, c)
-        _composite[(rays,)](depth, values, starts, out, c, triton.next_power_of_2(c), SAMPLES, num_warps=1)
+        with torch.cuda.device_of(depth):
+            _composite[(rays,)](depth, values, starts, out, c, triton.next_power_of_2(c), SAMPLES, num_warps=1)
         ctx.save_for_backward(depth, values, starts, out)
         return out
 
@@ -143,9 +148,10 @@ class Composite(torch.autograd.Function):
         depth, values, starts, out = ctx.saved_tensors
         rays, c = out.shape
         grads = torch.empty_like(depth), torch.empty_like(values)
-        _composite_backward[(rays,)](
-            depth, values, starts, out, upstream[0].contiguous(), *grads, c, triton.next_power_of_2(c), SAMPLES, num_warps=1
-        )
+        with torch.cuda.device_of(depth):
+            _composite_backward[(rays,)](
+                depth, values, starts, out, upstream[0].contiguous(), *grads, c, triton.next_power_of_2(c), SAMPLES, num_warps=1
+            )
         return *grads, None
 
 
@@ -157,7 +163,15 @@ def composite(
     return out
 
 
-def probe() -> None:
-    """March one ray on the GPU; raises where Triton cannot."""
-    one = torch.ones(1, device="cuda")
-    march(torch.ones(1, 1, 1, dtype=torch.bool, device="cuda"), 1.0, one.expand(1, 3), one.expand(1, 3), one, 2 * one, one / 2, 0.5)
+def probe(device: torch.device) -> None:
+    """March, hide and composite one ray on a GPU, forward and backward; raises where Triton cannot."""
+    one = torch.ones(1, device=device)
+    full = torch.ones(1, 1, 1, dtype=torch.bool, device=device)
+    starts, t_mid = march(full, 1.0, 0 * one.expand(1, 3), one.expand(1, 3), 0 * one, one, one / 2, 0.5)
+    depth = torch.ones_like(t_mid, requires_grad=True)
+    out = composite(depth, one.expand(len(t_mid), 1), starts).sum()
+    out.backward()
+    assert depth.grad is not None
+    check = [len(t_mid), int(visible(depth, starts, 0.1).sum()), *torch.stack([1 - out.detach(), depth.grad.sum() / 2]).tolist()]
+    if max(abs(value - wanted) for value, wanted in zip(check, (2, 2, exp(-2), exp(-2)), strict=True)) > 1e-3:
+        raise ValueError(f"it finds {check}")

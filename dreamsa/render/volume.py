@@ -180,17 +180,30 @@ class Kernels(NamedTuple):
     composite: Callable[..., Tensor] = composite_torch
 
 
+KernelsName = Literal["torch", "numba", "triton"]
+TRITON = "dreamsa.render.kernels_triton"
+
+
+def resolve_kernels(device: torch.device, choice: Literal["auto", "torch"] = "auto") -> tuple[KernelsName, str]:
+    """Which kernels run on a device, and why: ("triton", "the device is a GPU")."""
+    if choice == "torch":
+        return "torch", "asked for"
+    if device.type == "cpu":
+        return "numba", "the device is a CPU"
+    trouble = why_not(TRITON, device) if device.type == "cuda" else f"the device is {device.type}"
+    return ("triton", "the device is a GPU") if trouble is None else ("torch", f"no Triton: {trouble}")
+
+
 def kernels_for(device: torch.device, choice: Literal["auto", "torch"] = "auto") -> Kernels:
     """Numba's on a CPU, Triton's on a GPU where they run, else torch's."""
-    if choice == "auto" and device.type == "cpu":
-        from dreamsa.render import kernels
+    name, _ = resolve_kernels(device, choice)
+    if name == "torch":
+        return Kernels()
+    from dreamsa.render import kernels
 
-        return Kernels(kernels.march, kernels.visible, kernels.composite)
-    if choice == "auto" and device.type == "cuda" and why_not("dreamsa.render.kernels_triton") is None:
-        from dreamsa.render import kernels_triton
-
-        return Kernels(kernels_triton.march, kernels_triton.visible, kernels_triton.composite)
-    return Kernels()
+    if name == "triton":
+        from dreamsa.render import kernels_triton as kernels
+    return Kernels(kernels.march, kernels.visible, kernels.composite)
 
 
 class Rays(NamedTuple):

@@ -46,7 +46,7 @@ class Status:
     step: int
     steps: int
     phase: str
-    """ascend, descend, or empty before the first step."""
+    """ascend, watch, descend, or empty before the first step."""
     place: int = 0
     """How many jobs go before it; 0 unless queued."""
     seconds_per_step: float | None = None

@@ -93,8 +93,8 @@ def test_a_parent_that_the_judge_does_not_accept_is_tried_again_and_then_left_ou
 def test_a_faulty_parent_shows_the_wrong_side_and_a_sound_one_need_not_be_asked(tmp_path):
     benchmark = new_benchmark(tmp_path)
     right = {"r_precision": 1.0, "probability": 1.0, "foreground": 0.2, "object_right": 1.0}
-    scores = [Scores(**right, view_right=share) for share in (0.0, 0.25, 0.5, 1.0)]
-    assert [benchmark.parent("a duck", 0, faulty=True).accepts(s) for s in scores] == [True, True, False, False]
+    scores = [Scores(**right, view_right=share) for share in (0.0, 0.25, 0.5, 1.0, None)]
+    assert [benchmark.parent("a duck", 0, faulty=True).accepts(s) for s in scores] == [True, True, False, False, False]
     assert all(benchmark.parent("a duck", 0).accepts(s) for s in scores)
     assert not benchmark.parent("a duck", 0, faulty=True).accepts(replace(scores[0], object_right=0.5))
 
@@ -140,7 +140,9 @@ def test_the_paired_tests_by_hand():
 
 
 def test_successes_over_steps():
-    results = [{"steps_to_success": step} for step in (30, None, 10, None)]
+    """Of edits; of a repair no step is known."""
+    results = [{"steps_to_success": step, "prompt": "a duck", "parent_prompt": "a mug"} for step in (30, None, 10, None)]
+    results.append({"steps_to_success": None, "prompt": "a duck", "parent_prompt": "A duck"})
     assert success_by_step(results, 50) == [(0, 0), (10, 0.25), (30, 0.5), (50, 0.5)]
 
 

@@ -15,8 +15,8 @@ from dreamsa.evaluate import trials
 from dreamsa.evaluate.compare import compare
 from dreamsa.evaluate.tables import differences, summary
 from dreamsa.evaluate.trials import ARMS, chosen_arms, each, newest_run, result_of, steps_to_success
+from dreamsa.guidance.score_model import GuidanceFailed
 from dreamsa.runs import RunError
-from dreamsa.train import GuidanceFailed
 
 LENGTH = {"steps": 12, "ascent_steps": 3, "look_every": 4, "workers": 1}
 
@@ -212,3 +212,14 @@ def test_an_error_in_one_process_ends_the_others_and_is_raised():
 def test_after_a_stop_nothing_is_begun():
     assert list(each(tiny_work.square, [3, 5], 1, Budget(99))) == [9, 25]
     assert list(each(tiny_work.square, [3, 5], 1, Budget(1))) == []
+
+
+def test_the_parents_own_prompt_is_a_repair_where_something_is_set(runs, rabbit):
+    arguments = {"arms": "B,I", "seeds": 1, "overrides": {"views.wording": "{prompt}, seen from the {view}"}, "out": runs / "c", **LENGTH}
+    list(compare(rabbit, "A rabbit", **arguments))
+    results = [json.loads((runs / "c" / arm / "seed-0" / "result.json").read_text()) for arm in "BI"]
+    assert not any(result["success"] for result in results)  # a red square has no side
+    assert all(result["steps_to_success"] is None for result in results)
+    run = newest_run(runs / "c" / "I" / "seed-0")
+    assert run.record["decision"].startswith("interpolated at once")
+    assert run.config.views.wording == "{prompt}, seen from the {view}"

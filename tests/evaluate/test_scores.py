@@ -1,6 +1,7 @@
 """Scores of scenes that are known to be right: the toybox's own objects."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -8,7 +9,7 @@ from tiny import tiny_config, tiny_score
 
 from dreamsa import api
 from dreamsa.evaluate.judge import Judge
-from dreamsa.evaluate.scores import Named, distractors, evaluate_run, fixed_views, named, scores_of
+from dreamsa.evaluate.scores import Named, Scores, distractors, evaluate_run, fixed_views, named, scores_of, succeeded
 from dreamsa.render.occupancy import OccupancyGrid
 from dreamsa.render.volume import View
 from dreamsa.runs import RunError
@@ -116,3 +117,11 @@ def test_an_unfinished_run_is_refused(runs):
     job.stop()
     with pytest.raises(RunError, match="is stopped, not finished. Finish it first: dreamsa resume a-rabbit"):
         evaluate_run(job.run, runs=runs)
+
+
+def test_a_repair_must_also_show_its_right_sides():
+    plain = Scores(r_precision=1.0, probability=1.0, foreground=0.2, object_right=1.0)
+    wrong, right, untold = replace(plain, view_right=0.5), replace(plain, view_right=0.75), plain
+    assert [succeeded(s, repair=True) for s in (wrong, right, untold)] == [False, True, True]
+    assert succeeded(wrong, repair=False)
+    assert not succeeded(replace(right, object_right=0.5), repair=True)

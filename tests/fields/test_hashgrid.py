@@ -107,7 +107,7 @@ def test_a_named_backend_never_falls_back():
 
 def test_auto_on_a_gpu_takes_triton_and_says_why_where_it_cannot(monkeypatch):
     trouble = None
-    monkeypatch.setattr("dreamsa.fields.hashgrid.why_not", lambda module: trouble)
+    monkeypatch.setattr("dreamsa.fields.hashgrid.why_not", lambda module, device: trouble)
     assert resolve_backend("auto", "cuda") == ("triton", "the device is a GPU")
     trouble = "RuntimeError: Failed to find C compiler"
     assert resolve_backend("auto", "cuda") == ("torch", f"no Triton: {trouble}")
@@ -120,7 +120,7 @@ def test_auto_on_a_gpu_takes_triton_and_says_why_where_it_cannot(monkeypatch):
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_kernels_that_cannot_run_are_told_and_do_no_harm():
     for module in ("dreamsa.fields.hashgrid_triton", "dreamsa.render.kernels_triton", "dreamsa.nothing"):
-        assert why_not(module).partition(":")[0].endswith(("Error", "Found"))
+        assert why_not(module, torch.device("cuda")).partition(":")[0].endswith(("Error", "Found"))
 
 
 def test_numba_refuses_gradients_in_the_points(rng):

@@ -6,7 +6,7 @@ import torch
 from dreamsa.fields.hashgrid import HashGridConfig, encode_torch
 
 pytest.importorskip("triton", reason="Triton is not installed; it exists for Linux")
-from dreamsa.fields.hashgrid_triton import encode_triton
+from dreamsa.fields.hashgrid_triton import encode_triton, probe
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 pytestmark = [pytest.mark.gpu] if DEVICE == "cuda" else []
@@ -29,6 +29,10 @@ def test_it_reads_and_trains_the_same_table(rng, config, points):
         results.append((out.detach(), torch.autograd.grad(out, leaf, upstream.to(DEVICE))[0]))
     for expected, found in zip(*results, strict=True):
         torch.testing.assert_close(found, expected, atol=2e-4, rtol=1e-4)
+
+
+def test_the_probe_passes_where_the_kernels_run():
+    probe(torch.device(DEVICE))
 
 
 def test_no_points_give_no_encoding_and_no_gradient():

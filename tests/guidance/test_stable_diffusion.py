@@ -1,4 +1,5 @@
 import json
+import os
 import shutil
 import warnings
 
@@ -310,4 +311,9 @@ def test_a_process_keeps_the_model_that_it_loaded_last_and_no_other(folder, tmp_
     first = StableDiffusion.shared(ModelConfig(str(folder)))
     assert StableDiffusion.shared(ModelConfig(str(folder))) is first
     assert StableDiffusion.shared(ModelConfig(str(other))) is not first
+    first = StableDiffusion.shared(ModelConfig(str(folder)))
+    weights = next(other.glob("unet/*.safetensors"))
+    kept = StableDiffusion.shared(ModelConfig(str(other)))
+    os.utime(weights, ns=(1, 1))  # trained anew
+    assert StableDiffusion.shared(ModelConfig(str(other))) is not kept
     assert StableDiffusion.shared(ModelConfig(str(folder))) is not first

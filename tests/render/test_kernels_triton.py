@@ -33,6 +33,9 @@ def test_it_marches_where_the_reference_does(rng, fill):
     found = kernels_triton.march(occupied.to(DEVICE), 0.6, *given, 0.05)
     assert (found[0].diff() - expected[0].diff()).abs().sum() <= len(expected[1]) // 200  # a sample on a cell's face may round either way
     assert found[0][-1] == len(found[1])
+    same = found[0].diff() == expected[0].diff()
+    kept = [t_mid[torch.repeat_interleave(same, starts.diff())] for starts, t_mid in (found, expected)]
+    torch.testing.assert_close(*kept)
     if fill in (0.0, 1.0):
         assert torch.equal(found[0], expected[0])
         torch.testing.assert_close(found[1], expected[1])
@@ -59,6 +62,26 @@ def test_sums_and_gradients_are_the_references(rng, density):
         results.append((out.detach(), *torch.autograd.grad(out, leaves, upstream)))
     for expected, found in zip(*results, strict=True):
         torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
+
+
+def test_the_probe_passes_where_the_kernels_run():
+    kernels_triton.probe(torch.device(DEVICE))
+
+
+def test_no_rays_have_no_samples():
+    none = torch.zeros(0, 3, device=DEVICE)
+    starts, t_mid = kernels_triton.march(
+        torch.ones(2, 2, 2, dtype=torch.bool, device=DEVICE), 1.0, none, none, none[:, 0], none[:, 0], none[:, 0], 0.1
+    )
+    assert (starts.tolist(), len(t_mid)) == ([0], 0)
+
+
+def test_strided_inputs_are_read_as_they_are(rng):
+    starts, n = packed(rng, COUNTS)
+    depth, values = torch.rand(n, 2, generator=rng).to(DEVICE), torch.rand(6, n, generator=rng).to(DEVICE)
+    torch.testing.assert_close(
+        kernels_triton.composite(depth[:, 1], values.T, starts), composite_torch(depth[:, 1], values.T, starts), atol=1e-5, rtol=1e-4
+    )
 
 
 def test_rays_without_samples_are_black():

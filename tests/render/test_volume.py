@@ -14,6 +14,7 @@ from dreamsa.render.volume import (
     kernels_for,
     march_torch,
     render,
+    resolve_kernels,
     sample_weights,
     visible_torch,
 )
@@ -108,8 +109,10 @@ def test_kernels_are_the_devices_and_torchs_where_it_has_none(monkeypatch):
     cpu, gpu = torch.device("cpu"), torch.device("cuda")
     assert kernels_for(cpu).march is kernels.march
     assert kernels_for(cpu, "torch").march is march_torch
-    monkeypatch.setattr("dreamsa.render.volume.why_not", lambda module: "no C compiler")
+    monkeypatch.setattr("dreamsa.render.volume.why_not", lambda module, device: "no C compiler")
     assert kernels_for(gpu) == kernels_for(cpu, "torch")
+    assert resolve_kernels(gpu) == ("torch", "no Triton: no C compiler")
+    assert resolve_kernels(cpu) == ("numba", "the device is a CPU")
 
 
 def test_cube_bounds_hit_and_miss():
