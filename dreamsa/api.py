@@ -20,7 +20,7 @@ import torch
 from dreamsa import __version__, checkpoint
 from dreamsa.annealing import Snapshots
 from dreamsa.auto import REPAIR
-from dreamsa.config import ASCENDING, EDIT_STEPS, EditConfig, Escape, PresetName, RunConfig, edited, preset
+from dreamsa.config import ASCENDING, DEFAULT_ESCAPE, EDIT_STEPS, EditConfig, Escape, PresetName, RunConfig, edited, preset
 from dreamsa.export.video import NoFfmpeg, contact_sheet, depth_pictures, normal_pictures, write_mp4, write_png, write_webp
 from dreamsa.fields.hashgrid import resolve_backend
 from dreamsa.guidance.prompts import VIEWS, ViewPrompt, check_prompt
@@ -159,7 +159,7 @@ def edit(
     step count and with it every schedule, and the occupancy grid.
 
     Args:
-        escape: auto, anneal, plain, fresh, noise, interpolate or regularizers; see EditConfig. By default auto; anneal where `ascent_steps` says
+        escape: interpolate, auto, anneal, plain, fresh, noise or regularizers; see EditConfig. By default interpolate; anneal where `ascent_steps` says
             how long to climb, plain where `moments` is "keep", as every other way forgets them.
         steps: All steps of the edit, the ascent's among them.
         scale: S, the factor on the learning rate while ascending.
@@ -176,7 +176,7 @@ def edit(
         raise RunError(f"Run {parent.id} is {parent.status}, not finished. Finish it first: dreamsa resume {parent.id}")
     if not (parent.latest_checkpoint / "training.safetensors").is_file() and moments == "keep":
         raise RunError(f"Run {parent.id} was shipped without its optimizer's moments, so they cannot be kept. Use --moments reset.")
-    escape = escape or ("anneal" if ascent_steps is not None else "plain" if moments == "keep" else "auto")
+    escape = escape or ("anneal" if ascent_steps is not None else "plain" if moments == "keep" else DEFAULT_ESCAPE)
     if moments == "keep" and escape != "plain":
         raise ValueError(f"Moments can be kept by the escape plain alone; {escape} forgets them. Use --escape plain, or leave moments out.")
     steps, ascent_steps = edit_length(before, steps, ascent_steps, name)

@@ -121,8 +121,9 @@ def edit(
     prompt
         What it should become.
     escape
-        How to leave the parent's local minimum: auto (the default: resume, and interpolate if that is not on its way), anneal (ascend first), plain (descend only), fresh (from scratch), noise
-        (one random displacement), interpolate (towards a random scene), regularizers (a control: ascend the opacity regulariser).
+        How to leave the parent's local minimum: interpolate (the default: move part of the way towards a random scene first), auto (resume, and interpolate
+        if the scene is not on its way after a while), anneal (ascend first), plain (descend only), fresh (from scratch), noise
+        (one random displacement), regularizers (a control: ascend the opacity regulariser).
     moments
         Whether the optimizer forgets what it gathered on the parent's prompt.
     """

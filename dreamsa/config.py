@@ -18,6 +18,8 @@ from dreamsa.sds import SDSConfig
 
 Escape = Literal["auto", "anneal", "plain", "fresh", "noise", "interpolate", "regularizers"]
 ESCAPES: tuple[Escape, ...] = get_args(Escape)
+DEFAULT_ESCAPE: Escape = "interpolate"
+"""What succeeds most often, whatever is asked for (docs/edits.md)."""
 ASCENDING: tuple[Escape, ...] = ("anneal", "regularizers")
 """The escapes that ascend for a while."""
 GROUPS = ("grid", "mlp", "background")

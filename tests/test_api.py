@@ -252,6 +252,15 @@ def test_edits_are_checked_before_a_run_is_made(tmp_path, arguments, says):
     assert list_runs(tmp_path) == [parent]
 
 
+@pytest.mark.parametrize(
+    ("arguments", "escape", "moments"),
+    [({}, "interpolate", "reset"), ({"moments": "keep"}, "plain", "keep"), ({"ascent_steps": 4}, "anneal", "reset")],
+)
+def test_what_is_said_of_an_edit_decides_how_it_escapes(tmp_path, arguments, escape, moments):
+    edit = api.edit(start(tmp_path).wait(), "a mug", steps=12, runs=tmp_path, **arguments).run.config.edit
+    assert (edit.escape, edit.moments, edit.parent_prompt) == (escape, moments, "a rabbit")
+
+
 def test_configurations_survive_json_for_every_preset():
     for name in ("toybox", "paper", "sd"):
         config = replace(preset(name, "a rabbit"), edit=EditConfig("x"))

@@ -16,7 +16,7 @@ except ImportError as error:
     raise ImportError("The page needs gradio, which is not installed. Install it with: pip install 'dreamsa[web]'") from error
 
 from dreamsa import __version__, api
-from dreamsa.config import ASCENDING, EDIT_STEPS, PRESETS, RunConfig, preset
+from dreamsa.config import ASCENDING, DEFAULT_ESCAPE, EDIT_STEPS, PRESETS, RunConfig, preset
 from dreamsa.guidance.stable_diffusion import KNOWN_MODELS, TOYBOX, ModelConfig, vocabulary
 from dreamsa.runs import RunError
 from dreamsa.web import commands, markup, pace, pictures
@@ -33,12 +33,12 @@ ERRORS = (ValueError, RuntimeError, OSError)
 EDIT_PRESETS = {"Quick": 1 / 3, "Standard": 1.0, "Long": 2.0}
 """Of an edit's usual steps; a fifth of them ascends."""
 ESCAPE_NOTES = {
+    "interpolate": "interpolate: move towards a random scene, then descend",
     "auto": "auto: resume; interpolate if the scene is not on its way after a while",
     "anneal": "anneal: ascend on the new prompt, then descend",
     "plain": "plain: descend only",
     "fresh": "fresh: start from scratch",
     "noise": "noise: one random displacement, then descend",
-    "interpolate": "interpolate: move towards a random scene, then descend",
 }
 KEEP_RUN_CLICK = """element.addEventListener('click', event => {
   const button = event.target.closest('button[data-run]');
@@ -322,7 +322,7 @@ def _edit_form() -> dict[str, Any]:
     parent = gr.Dropdown([], label="Run to change", elem_id="parent", info="It is never written to.", **FREE)
     picture = gr.HTML(elem_id="parent-picture")
     prompt = gr.Textbox(label="What it should become", placeholder="a purple rabbit", max_lines=3, max_length=1000, elem_id="edit-prompt")
-    escape = gr.Radio([(note, name) for name, note in ESCAPE_NOTES.items()], value="auto", label="How to leave the present minimum")
+    escape = gr.Radio([(note, name) for name, note in ESCAPE_NOTES.items()], value=DEFAULT_ESCAPE, label="How to leave the present minimum")
     length = gr.Radio([*EDIT_PRESETS], value="Standard", label="Length", elem_classes="short")
     with gr.Row(elem_classes="pair"):
         total = gr.Number(steps, label="Steps", precision=0, minimum=1, min_width=90, elem_id="edit-steps")
@@ -418,7 +418,7 @@ def _wire_forms(desk: Desk, page: gr.Blocks, create: dict[str, Any], change: dic
 
     def ascends(escape: str) -> Any:
         climbs = escape in ("anneal", "noise")
-        said = {"auto": "Edit", "anneal": "Edit with annealing"}.get(escape, f"Edit ({escape})")
+        said = {DEFAULT_ESCAPE: "Edit", "anneal": "Edit with annealing"}.get(escape, f"Edit ({escape})")
         return gr.Number(interactive=climbs), gr.Button(said)
 
     form, timed = create["form"], [create["name"], create["model"], create["steps"], *create["form"][5:]]
