@@ -365,11 +365,11 @@ def web(
 
 
 @app.command
-def bench(*, steps: int = 30, json: Json = False) -> None:
+def bench(*, steps: int = 30, set_: Set = None, json: Json = False) -> None:
     """Time one step of score distillation and its parts, and the hash grid against the usual torch one."""
     from dreamsa.evaluate.bench import bench as run_bench
 
-    _print_facts(run_bench(steps), json)
+    _print_facts(run_bench(steps, _overrides(set_)), json)
 
 
 @toybox.command

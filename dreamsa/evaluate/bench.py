@@ -9,14 +9,14 @@ import numba
 import torch
 from torch import Tensor
 
-from dreamsa.api import device_for
+from dreamsa.api import device_for, with_overrides
 from dreamsa.config import preset
-from dreamsa.fields.hashgrid import Encode, HashGridConfig, encode_torch
+from dreamsa.fields.hashgrid import Encode, HashGridConfig, encode_torch, resolve_backend
 from dreamsa.fields.hashgrid_cpu import encode_numba
 from dreamsa.guidance.prompts import ViewPrompt
 from dreamsa.guidance.stable_diffusion import StableDiffusion
 from dreamsa.render.cameras import camera_rays
-from dreamsa.render.volume import kernels_for, march
+from dreamsa.render.volume import kernels_for, march, resolve_kernels
 from dreamsa.train import draw_views, new_training, sds_step
 
 
@@ -34,21 +34,28 @@ def median_ms(run: Callable[[], Any], rounds: int) -> float:
     return round(1000 * statistics.median(times), 2)
 
 
-def bench(steps: int = 30) -> dict[str, Any]:
+def bench(steps: int = 30, overrides: dict[str, Any] | None = None) -> dict[str, Any]:
     """One SDS step of the preset toybox and its parts, then the hash grids.
 
+    Args:
+        overrides: Other settings of the step, as `api.with_overrides` takes them.
+
     Raises:
-        ValueError: `steps` out of range.
+        ValueError: `steps` out of range, or a setting that is none.
     """
     if not 3 <= steps <= 10_000:
         raise ValueError(f"steps must lie in [3, 10000], got {steps}.")
-    return {"step": bench_step(steps), "hash grid, 1 thread": bench_hash_grids(max(steps // 6, 3)), "threads": torch.get_num_threads()}
+    return {
+        "step": bench_step(steps, overrides or {}),
+        "hash grid, 1 thread": bench_hash_grids(max(steps // 6, 3)),
+        "threads": torch.get_num_threads(),
+    }
 
 
-def bench_step(steps: int) -> dict[str, Any]:
+def bench_step(steps: int, overrides: dict[str, Any]) -> dict[str, Any]:
     """Medians in ms of a whole step and of its parts, on the scene as it is after `steps` steps of "a rabbit"."""
-    config = preset("toybox", "a rabbit")
-    device = device_for("auto")
+    config = with_overrides(preset("toybox", "a rabbit"), overrides)
+    device = device_for(config.device)
     training, score = new_training(config, device), StableDiffusion.load(config.model, device)
     prompt = ViewPrompt(score, config.prompt)
     whole = median_ms(lambda: sds_step(training, score, prompt), steps)
@@ -82,6 +89,7 @@ def bench_step(steps: int) -> dict[str, Any]:
     rendering = times["marching"] + times["compositing, with backward"]
     return {
         "whole step, ms": whole,
+        "hash grid, renderer": [resolve_backend(config.field.backend, device)[0], resolve_kernels(device, config.render.kernels)[0]],
         "samples": len(samples.t_mid),
         **{f"{name}, ms": value for name, value in times.items()},
         "marching and compositing, share of the step": round(rendering / whole, 3),

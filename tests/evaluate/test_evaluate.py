@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from dreamsa.assets import asset
-from dreamsa.evaluate.bench import bench_hash_grids, torch_indexing
+from dreamsa.evaluate.bench import bench_hash_grids, bench_step, torch_indexing
 from dreamsa.evaluate.geometry import geometry_of, silhouette_iou
 from dreamsa.evaluate.judge import Judge
 from dreamsa.evaluate.quality import table
@@ -156,3 +156,11 @@ def test_the_renderer_learns_a_real_scene(shared_data):
 def test_the_renderer_reaches_its_aim_on_real_scenes(shared_data, scene, decibels):
     *_, last = reconstruct(shared_data / "nerf" / f"{scene}.npz")
     assert float(re.search(r"([\d.]+) dB", last)[1]) >= decibels
+
+
+def test_the_parts_of_a_step_are_timed_with_the_settings_that_are_given():
+    found = bench_step(3, {"field.backend": "torch", "render.kernels": "torch", "camera.resolution": 16})
+    assert found["hash grid, renderer"] == ["torch", "torch"]
+    times = [value for name, value in found.items() if name.endswith(", ms")]
+    assert len(times) == 7
+    assert all(value > 0 for value in times)
