@@ -2,6 +2,7 @@
 
 import json
 import shlex
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +73,8 @@ def _nearest_preset(config: RunConfig) -> tuple[PresetName, dict[str, Any]]:
 
 def _edit_changes(config: RunConfig, parent: RunConfig) -> dict[str, Any]:
     assert config.edit is not None
-    changes = differences(_json(to_json(edited(parent, config.prompt, config.edit, config.steps))), _json(to_json(config)))
+    known = replace(config, edit=replace(config.edit, parent_prompt=parent.prompt))  # runs of older versions do not hold it
+    changes = differences(_json(to_json(edited(parent, config.prompt, config.edit, config.steps))), _json(to_json(known)))
     return changes if config.edit.displacement is None else changes | {"edit.displacement": config.edit.displacement}
 
 

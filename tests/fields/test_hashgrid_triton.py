@@ -12,7 +12,7 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 pytestmark = [pytest.mark.gpu] if DEVICE == "cuda" else []
 
 
-@pytest.mark.parametrize("points", [1, 700])
+@pytest.mark.parametrize("points", [1, 300])
 @pytest.mark.parametrize(
     "config",
     [HashGridConfig(), HashGridConfig(levels=3, features=3, log2_size=8, coarsest=4, finest=64), HashGridConfig(levels=16, finest=4096)],

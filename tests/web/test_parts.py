@@ -3,6 +3,7 @@
 import shlex
 import shutil
 import sys
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import numpy as np
@@ -288,3 +289,11 @@ def test_without_gradio_one_sentence_says_what_to_install(monkeypatch, capsys):
         cli.main(["web"])
     said = capsys.readouterr().err
     assert said == "dreamsa: The page needs gradio, which is not installed. Install it with: pip install 'dreamsa[web]'\n"
+
+
+def test_an_edit_of_an_older_version_has_no_options_of_its_own(tmp_path):
+    """It does not say what its parent was made for; nor does anyone have to."""
+    before = new_run(preset("toybox", "a rabbit"), None, tmp_path, FACTS)
+    config = edited(before.config, "a mug", EditConfig(before.id, "plain"), 200)
+    run = new_run(replace(config, edit=replace(config.edit, parent_prompt="")), before, tmp_path, FACTS)
+    assert "parent_prompt" not in commands.command_line(run, tmp_path)
