@@ -89,7 +89,7 @@ def bench_step(steps: int, overrides: dict[str, Any]) -> dict[str, Any]:
     rendering = times["marching"] + times["compositing, with backward"]
     return {
         "whole step, ms": whole,
-        "hash grid, renderer": [resolve_backend(config.field.backend, device)[0], resolve_kernels(device, config.render.kernels)[0]],
+        "hash grid, renderer": f"{resolve_backend(config.field.backend, device)[0]}, {resolve_kernels(device, config.render.kernels)[0]}",
         "samples": len(samples.t_mid),
         **{f"{name}, ms": value for name, value in times.items()},
         "marching and compositing, share of the step": round(rendering / whole, 3),
