@@ -268,7 +268,7 @@ def write_comparison(comparison: "Comparison") -> Path:
     before = _parent_strip(parent, comparison.folder / "parent.png")
     claims = verdict(results) or [f"Arm {MODEL_ARM} was not run beside another one: nothing to conclude."]
     parts = [
-        f"<p>Every arm: {recipe.steps} steps and as many calls of the UNet from the same parent, <code>{html.escape(parent.id)}</code>; {recipe.ascent_steps} "
+        f"<p>Every arm: {recipe.steps} steps and as many calls of the UNet (auto: 64 more) from the same parent, <code>{html.escape(parent.id)}</code>; {recipe.ascent_steps} "
         f"of them ascend at S = {recipe.scale:g} where an arm ascends. Judge: {html.escape(recipe.judge)}.</p>",
         *(f'<p class="claim">{claim}</p>' for claim in claims),
         "<h2>Before and after</h2>",
