@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from dreamsa import checkpoint
-from train_cls import api
+from train_cls import api, cli
 from train_cls.compare import compare, history, last_scores, paired_difference, table, verdict
 from train_cls.config import PRESETS, AnnealConfig, TrainConfig, from_dict, preset, to_dict, with_overrides
 from train_cls.data import DataConfig, load_splits
@@ -294,10 +294,17 @@ def test_the_command_line_trains_evaluates_and_probes(tmp_path):
         (["resume", "{}"], "config.json"),
     ],
 )
-def test_mistakes_are_one_sentence_and_leave_nothing(arguments, said, tmp_path):
-    done = command(*(a.format(tmp_path) for a in arguments))
-    assert done.returncode == 1 and said in done.stderr and done.stderr.count("\n") == 1, done.stderr
+def test_mistakes_are_one_sentence_and_leave_nothing(arguments, said, tmp_path, capsys):
+    with pytest.raises(SystemExit) as left:
+        cli.main([a.format(tmp_path) for a in arguments])
+    told = capsys.readouterr().err
+    assert left.value.code == 1 and said in told and told.count("\n") == 1, told
     assert not list(tmp_path.iterdir())
+
+
+def test_a_mistake_ends_the_command_with_exit_code_one(tmp_path):
+    done = command("resume", tmp_path)
+    assert done.returncode == 1 and "config.json" in done.stderr and done.stderr.count("\n") == 1, done.stderr
 
 
 def test_a_reader_that_stops_early_gets_no_complaint():
