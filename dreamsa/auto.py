@@ -61,9 +61,7 @@ def preference(scene: Scene, camera: CameraConfig, score: ScoreModel, new: ViewP
         view = cameras[i : i + 1]
         latents = score.encode(scene.look(view, camera.resolution).rgb)
         seen = [prompt(view.azimuth_deg, view.elevation_deg) for prompt in (old, new)]
-        conditions = [
-            Condition(condition.positive, condition.negative) for condition in seen
-        ]  # the bare predictions, without Perp-Neg's push
+        conditions = [Condition(one.positive, one.negative) for one in seen]  # bare predictions, without Perp-Neg's push
         for level in LEVELS:
             timestep = torch.full((1,), round(level * (len(score.alpha_bar) - 1)), device=latents.device)
             noise = torch.randn(latents.shape, generator=generator_for(0, i, f"held out {level}")).to(latents)

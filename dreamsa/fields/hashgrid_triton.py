@@ -29,50 +29,50 @@ def _lattice(points, i, mask, scale):
 
 
 @triton.jit
-def _entry(x, y, z, resolution, size, dense):
-    """Entries of lattice points in their level: as they lie where the level is dense, hashed (Instant-NGP, eq. 4) where it is not."""
-    x, y, z = x.to(tl.uint32), y.to(tl.uint32), z.to(tl.uint32)
-    hashed = x ^ (y * 2654435761) ^ (z * 805459861)
-    return (tl.where(dense != 0, x + resolution * (y + resolution * z), hashed) % size).to(tl.int64)
+def _level(levels, level):
+    """Resolution, entries, first entry of a level, and whether it is dense."""
+    resolution, size = tl.load(levels + 4 * level).to(tl.uint32), tl.load(levels + 4 * level + 1).to(tl.uint32)
+    return resolution, size, tl.load(levels + 4 * level + 2), tl.load(levels + 4 * level + 3) != 0
+
+
+@triton.jit
+def _corner(x, y, z, fx, fy, fz, resolution, size, offset, dense, CORNER: tl.constexpr):
+    """One corner of each point's cell: its row in the table, as it lies where the level is dense, hashed (Instant-NGP, eq. 4) where it is not; and
+    its trilinear weight."""
+    dx, dy, dz = CORNER >> 2 & 1, CORNER >> 1 & 1, CORNER & 1
+    wx = fx if dx else 1 - fx
+    wy = fy if dy else 1 - fy
+    wz = fz if dz else 1 - fz
+    i, j, k = (x + dx).to(tl.uint32), (y + dy).to(tl.uint32), (z + dz).to(tl.uint32)
+    hashed = i ^ (j * 2654435761) ^ (k * 805459861)
+    return offset + (tl.where(dense, i + resolution * (j + resolution * k), hashed) % size).to(tl.int64), wx * wy * wz
 
 
 @triton.jit(do_not_specialize=["n"])
 def _forward(points, table, out, scales, levels, n, WIDTH: tl.constexpr, FEATURES: tl.constexpr, BLOCK: tl.constexpr):
     level = tl.program_id(1)
     i = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)  # points times width may be more than 2^31
-    mask = i < n
-    resolution, size = tl.load(levels + 4 * level).to(tl.uint32), tl.load(levels + 4 * level + 1).to(tl.uint32)
-    offset, dense = tl.load(levels + 4 * level + 2), tl.load(levels + 4 * level + 3)
-    x, y, z, fx, fy, fz = _lattice(points, i, mask, tl.load(scales + level))
+    resolution, size, offset, dense = _level(levels, level)
+    x, y, z, fx, fy, fz = _lattice(points, i, i < n, tl.load(scales + level))
     for f in tl.static_range(FEATURES):
         total = tl.zeros([BLOCK], tl.float32)
         for corner in tl.static_range(8):
-            dx, dy, dz = corner >> 2 & 1, corner >> 1 & 1, corner & 1
-            wx = fx if dx else 1 - fx
-            wy = fy if dy else 1 - fy
-            wz = fz if dz else 1 - fz
-            row = offset + _entry(x + dx, y + dy, z + dz, resolution, size, dense)
-            total += wx * wy * wz * tl.load(table + row * FEATURES + f, mask=mask, other=0.0)
-        tl.store(out + i * WIDTH + level * FEATURES + f, total, mask=mask)
+            row, weight = _corner(x, y, z, fx, fy, fz, resolution, size, offset, dense, corner)
+            total += weight * tl.load(table + row * FEATURES + f, mask=i < n, other=0.0)
+        tl.store(out + i * WIDTH + level * FEATURES + f, total, mask=i < n)
 
 
 @triton.jit(do_not_specialize=["n"])
 def _backward(points, upstream, grad, scales, levels, n, WIDTH: tl.constexpr, FEATURES: tl.constexpr, BLOCK: tl.constexpr):
     level = tl.program_id(1)
-    i = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)  # points times width may be more than 2^31
-    mask = i < n
-    resolution, size = tl.load(levels + 4 * level).to(tl.uint32), tl.load(levels + 4 * level + 1).to(tl.uint32)
-    offset, dense = tl.load(levels + 4 * level + 2), tl.load(levels + 4 * level + 3)
-    x, y, z, fx, fy, fz = _lattice(points, i, mask, tl.load(scales + level))
+    i = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    resolution, size, offset, dense = _level(levels, level)
+    x, y, z, fx, fy, fz = _lattice(points, i, i < n, tl.load(scales + level))
     for f in tl.static_range(FEATURES):
-        flowing = tl.load(upstream + i * WIDTH + level * FEATURES + f, mask=mask, other=0.0)
+        flowing = tl.load(upstream + i * WIDTH + level * FEATURES + f, mask=i < n, other=0.0)
         for corner in tl.static_range(8):
-            dx, dy, dz = corner >> 2 & 1, corner >> 1 & 1, corner & 1
-            wx = fx if dx else 1 - fx
-            wy = fy if dy else 1 - fy
-            wz = fz if dz else 1 - fz
-            row = offset + _entry(x + dx, y + dy, z + dz, resolution, size, dense)
-            tl.atomic_add(grad + row * FEATURES + f, wx * wy * wz * flowing, mask=mask & (flowing != 0), sem="relaxed")
+            row, weight = _corner(x, y, z, fx, fy, fz, resolution, size, offset, dense, corner)
+            tl.atomic_add(grad + row * FEATURES + f, weight * flowing, mask=(i < n) & (flowing != 0), sem="relaxed")
 
 
 def encode_triton(config: HashGridConfig) -> Encode:

@@ -55,7 +55,7 @@ def test_the_smoke_form_runs_in_pieces_to_the_same_tables(tmp_path, quick):
     assert len(lines) == 1 + 3 + 15
     pieces, last = replace(whole, folder=tmp_path / "pieces"), ""
     while sum(len(own) for own in pieces.results.values()) < 15:
-        *_, last = benchmark_edits(pieces, workers=1, stop=Budget(50))
+        *_, last = benchmark_edits(pieces, workers=1, stop=Budget(23))
     for name in ("results.csv", "results.json"):
         assert (tmp_path / "pieces" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
     page = (tmp_path / "whole" / "report.html").read_text()
