@@ -1,17 +1,16 @@
-"""Checkpoints that cannot lie: safetensors and JSON, written atomically, each with a SHA-256 manifest. No pickle.
+"""Checkpoints: a folder of safetensors and JSON with a SHA-256 manifest, written atomically.
 
-A checkpoint is a folder of `NAME.safetensors` files (one per group of tensors), `state.json` and `MANIFEST.json`. It is written
-under a temporary name, flushed to disk and renamed, so that under its final name it is always complete; a kill at any
-moment leaves the checkpoint before it. safetensors itself does not notice a flipped bit; the manifest does.
+A killed writer leaves the previous checkpoint complete. safetensors itself does not detect a
+flipped bit; the manifest does.
 """
 
 import hashlib
 import json
-import os
 import shutil
 import tempfile
 import warnings
 from collections.abc import Mapping
+from itertools import count
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,9 +19,15 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from dreamsa.files import FOLDER_MODE, TEMPORARY, sync
+
 FORMAT = 1
 MANIFEST = "MANIFEST.json"
-TEMPORARY = ".tmp-"
+NAME = "[0-9]" * 8
+"""Glob pattern of a checkpoint's folder: its step in eight digits."""
+
+
+EARLIER = "Use an earlier checkpoint."
 
 
 class CheckpointError(ValueError):
@@ -34,32 +39,15 @@ class Checkpoint(NamedTuple):
     state: dict[str, Any]
 
 
-def write_atomic(path: Path, data: bytes) -> None:
-    """Write a file so that under its name there is always either the old content or the new one, never a part."""
-    handle, temporary = tempfile.mkstemp(prefix=TEMPORARY, dir=path.parent)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
-    _sync(path.parent)
+Groups = Mapping[str, Mapping[str, Tensor]]
+"""File name without its ending -> name -> tensor."""
 
 
-def write_json(path: Path, value: Any) -> None:
-    """JSON, atomically; NaN and infinity are refused, because JSON has none."""
-    write_atomic(path, (json.dumps(value, indent=2, allow_nan=False) + "\n").encode())
-
-
-def save(folder: Path, tensors: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any]) -> None:
-    """Write a checkpoint folder, all or nothing.
+def save(folder: Path, tensors: Groups, state: Mapping[str, Any]) -> None:
+    """Write a checkpoint folder atomically.
 
     Raises:
-        FileExistsError: `folder` is there already; nothing is ever overwritten.
+        FileExistsError: `folder` exists; a checkpoint is never overwritten.
         OSError: The disk is full or read-only; nothing is left behind.
     """
     if folder.exists():
@@ -68,23 +56,20 @@ def save(folder: Path, tensors: Mapping[str, Mapping[str, Tensor]], state: Mappi
     part = Path(tempfile.mkdtemp(prefix=TEMPORARY, dir=folder.parent))
     try:
         for name, group in tensors.items():
-            plain = {key: value.detach().to("cpu", copy=True).contiguous() for key, value in group.items()}
+            plain = {key: v.detach().to("cpu", copy=True).contiguous() for key, v in group.items()}
             save_file(plain, part / f"{name}.safetensors")
         (part / "state.json").write_text(json.dumps(state, indent=2, allow_nan=False) + "\n")
-        files = sorted(path for path in part.iterdir())
-        manifest = {
-            "format": FORMAT,
-            "files": {path.name: {"bytes": path.stat().st_size, "sha256": _sha256(path)} for path in files},
-        }
-        (part / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
+        files = sorted(part.iterdir())
+        facts = {p.name: {"bytes": p.stat().st_size, "sha256": _sha256(p)} for p in files}
+        manifest = json.dumps({"format": FORMAT, "files": facts}, indent=2)
+        (part / MANIFEST).write_text(manifest + "\n")
         for path in (*files, part / MANIFEST):
-            os.chmod(path, 0o644)
-            _sync(path)
-        os.chmod(part, 0o755)
-        _sync(part)
-        os.rename(part, folder)
-        _sync(folder.parent)
-    except SafetensorError as error:  # how safetensors says that the disk is full
+            sync(path)
+        part.chmod(FOLDER_MODE)
+        sync(part)
+        part.rename(folder)
+        sync(folder.parent)
+    except SafetensorError as error:  # how safetensors reports a full disk
         shutil.rmtree(part, ignore_errors=True)
         raise OSError(f"{folder} cannot be written: {error}") from error
     except BaseException:
@@ -92,54 +77,91 @@ def save(folder: Path, tensors: Mapping[str, Mapping[str, Tensor]], state: Mappi
         raise
 
 
-def load(folder: Path, device: torch.device | str = "cpu") -> Checkpoint:
+def save_step(
+    folder: Path, step: int, tensors: Groups, state: Mapping[str, Any], keep: int | None = 2
+) -> Path:
+    """Write `folder/00000500` for step 500, unless it exists and is complete, and prune.
+
+    A damaged checkpoint of the same step is moved aside and replaced.
+
+    Args:
+        keep: Number of complete checkpoints to keep; None keeps all.
+
+    Raises:
+        OSError: The disk is full or read-only.
+    """
+    target = folder / f"{step:08d}"
+    if target.exists() and damage(target) is not None:
+        names = (target.with_name(f"damaged-{target.name}-{i}") for i in count())
+        target.rename(next(path for path in names if not path.exists()))
+    if not target.exists():
+        save(target, tensors, state)
+    if keep is not None:
+        prune(folder, keep)
+    return target
+
+
+def load(folder: Path) -> Checkpoint:
     """Read a checkpoint after checking every byte of it.
 
     Raises:
         CheckpointError: Which file is missing or damaged, or which format was found.
     """
     manifest = _read_manifest(folder)
-    for name, facts in manifest.items():
-        path = folder / name
-        if not path.is_file():
-            raise CheckpointError(f"{folder} is incomplete: {name} is missing. Use an earlier checkpoint.")
-        if path.stat().st_size != facts["bytes"] or _sha256(path) != facts["sha256"]:
-            raise CheckpointError(f"{path} is damaged: its SHA-256 is not the one in {MANIFEST}. Use an earlier checkpoint.")
+    _verify(folder, manifest)
     if "state.json" not in manifest:
-        raise CheckpointError(f"{folder} is incomplete: its manifest names no state.json. Use an earlier checkpoint.")
+        raise CheckpointError(f"{folder} is incomplete: state.json is missing. {EARLIER}")
     try:
         state = json.loads((folder / "state.json").read_text())
         tensors = {
-            name.removesuffix(".safetensors"): load_file(folder / name, device=str(device))
+            name.removesuffix(".safetensors"): load_file(folder / name)
             for name in manifest
             if name.endswith(".safetensors")
         }
     except (ValueError, RecursionError, SafetensorError) as error:
-        raise CheckpointError(f"{folder} cannot be read: {error}. Use an earlier checkpoint.") from error
+        raise CheckpointError(f"{folder} cannot be read: {error}. {EARLIER}") from error
     if not isinstance(state, dict):
-        raise CheckpointError(f"{folder}/state.json should hold an object, found {type(state).__name__}.")
+        kind = type(state).__name__
+        raise CheckpointError(f"{folder}/state.json must hold an object, found {kind}.")
     return Checkpoint(tensors, state)
 
 
+def damage(folder: Path) -> str | None:
+    """What is wrong with a checkpoint, as a sentence; None if every file has its size and hash."""
+    try:
+        _verify(folder, _read_manifest(folder))
+    except CheckpointError as error:
+        return str(error)
+    return None
+
+
 def latest(folder: Path) -> Path | None:
-    """The newest checkpoint in `folder` that is whole (names sort by step); damaged ones are passed over with a warning."""
-    for path in sorted(folder.glob("[0-9]*"), reverse=True) if folder.is_dir() else []:
-        try:
-            for name, facts in _read_manifest(path).items():
-                if not (path / name).is_file() or _sha256(path / name) != facts["sha256"]:
-                    raise CheckpointError(f"{path / name} is damaged or missing.")
+    """The newest complete checkpoint in `folder`; damaged ones are skipped with a warning."""
+    for path in _newest_first(folder):
+        problem = damage(path)
+        if problem is None:
             return path
-        except CheckpointError as error:
-            warnings.warn(f"{error} Going back to the checkpoint before it.", stacklevel=2)
+        warnings.warn(f"{problem} Using the checkpoint before it.", stacklevel=2)
     return None
 
 
 def prune(folder: Path, keep: int = 2) -> None:
-    """Remove all but the newest `keep` checkpoints, and what a killed process left half-written."""
-    for path in sorted(folder.glob("[0-9]*"))[:-keep]:
-        shutil.rmtree(path)
+    """Remove all but the newest `keep` complete checkpoints, and unfinished ones.
+
+    Damaged checkpoints do not count, so that `keep` usable ones remain.
+    """
+    complete = 0
+    for path in _newest_first(folder):
+        if complete >= keep:
+            shutil.rmtree(path)
+        elif damage(path) is None:
+            complete += 1
     for path in folder.glob(f"{TEMPORARY}*"):
         shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
+
+
+def _newest_first(folder: Path) -> list[Path]:
+    return sorted(folder.glob(NAME), reverse=True) if folder.is_dir() else []
 
 
 def pack_optimizer(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -153,7 +175,9 @@ def pack_optimizer(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor],
     return tensors, {"scalars": scalars, "groups": packed["param_groups"]}
 
 
-def unpack_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
+def unpack_optimizer(
+    optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor], state: Mapping[str, Any]
+) -> None:
     """Undo `pack_optimizer`, into an optimizer over the same parameters."""
     entries: dict[int, dict[str, Any]] = {}
     for key, value in (*tensors.items(), *state["scalars"].items()):
@@ -167,32 +191,40 @@ def _read_manifest(folder: Path) -> dict[str, dict[str, Any]]:
         manifest = json.loads((folder / MANIFEST).read_text())
         if manifest["format"] != FORMAT:
             raise CheckpointError(
-                f"{folder} has checkpoint format {manifest['format']!r}, this version reads {FORMAT}. "
-                "Open it with the version of dreamsa that wrote it."
+                f"{folder} has checkpoint format {manifest['format']!r}, this version reads "
+                f"{FORMAT}. Open it with the version of dreamsa that wrote it."
             )
         files = manifest["files"]
         if not all(
-            Path(name).name == name and isinstance(facts["bytes"], int) and isinstance(facts["sha256"], str)
+            Path(name).name == name
+            and isinstance(facts["bytes"], int)
+            and isinstance(facts["sha256"], str)
             for name, facts in files.items()
         ):
-            raise CheckpointError(f"{folder / MANIFEST} names files outside its folder or lacks their size and hash.")
+            raise CheckpointError(
+                f"{folder / MANIFEST} names files outside its folder or lacks their size and hash."
+            )
         return files
     except FileNotFoundError as error:
         raise CheckpointError(f"{folder} is not a checkpoint: it has no {MANIFEST}.") from error
+    except CheckpointError:
+        raise
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        if isinstance(error, CheckpointError):
-            raise
         raise CheckpointError(f"{folder / MANIFEST} is damaged: {error}.") from error
+
+
+def _verify(folder: Path, manifest: Mapping[str, Mapping[str, Any]]) -> None:
+    """Compare every file with the manifest."""
+    for name, facts in manifest.items():
+        path = folder / name
+        if not path.is_file():
+            raise CheckpointError(f"{folder} is incomplete: {name} is missing. {EARLIER}")
+        if path.stat().st_size != facts["bytes"] or _sha256(path) != facts["sha256"]:
+            raise CheckpointError(
+                f"{path} is damaged: its SHA-256 is not the one in {MANIFEST}. {EARLIER}"
+            )
 
 
 def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

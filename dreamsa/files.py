@@ -1,0 +1,53 @@
+"""Atomic writes: under its final name a file is complete or absent, whatever interrupts the
+writer."""
+
+import json
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+TEMPORARY = ".tmp-"
+"""Prefix of unfinished files and folders."""
+_UMASK = os.umask(0)  # it can only be read by setting it
+os.umask(_UMASK)
+FILE_MODE, FOLDER_MODE = 0o666 & ~_UMASK, 0o777 & ~_UMASK
+"""Permissions of ordinary files and folders; those made by tempfile only their owner can read."""
+
+
+def write_atomic(path: Path, content: bytes | Callable[[Path], Any]) -> None:
+    """Write a file atomically: write a temporary file beside `path`, sync it and rename it.
+
+    Args:
+        content: The bytes, or a function that writes the temporary file at the path it is given.
+
+    Raises:
+        OSError: `path` cannot be written; what was there before is unchanged.
+    """
+    handle, name = tempfile.mkstemp(prefix=TEMPORARY, suffix=path.suffix, dir=path.parent)
+    os.close(handle)
+    part = Path(name)
+    try:
+        part.write_bytes(content) if isinstance(content, bytes) else content(part)
+        os.chmod(part, FILE_MODE)
+        sync(part)
+        os.replace(part, path)
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise
+    sync(path.parent)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON atomically. NaN and infinity raise ValueError, because JSON has neither."""
+    write_atomic(path, (json.dumps(value, indent=2, allow_nan=False) + "\n").encode())
+
+
+def sync(path: Path) -> None:
+    """Flush a file or folder to disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

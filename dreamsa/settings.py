@@ -1,0 +1,138 @@
+"""Settings: frozen dataclasses that pydantic validates at construction, whether in Python, from
+JSON or from `--set`."""
+
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import asdict, fields, is_dataclass
+from difflib import get_close_matches
+from functools import wraps
+from typing import Any, TypeVar, dataclass_transform, get_args
+
+from pydantic import ConfigDict, Field, ValidationError
+from pydantic.dataclasses import dataclass
+
+Settings = TypeVar("Settings")
+Class = TypeVar("Class", bound=type)
+
+
+@dataclass_transform(frozen_default=True, field_specifiers=(Field,))
+def settings(section: str = "") -> Callable[[Class], Class]:
+    """Make a class a frozen, validated dataclass.
+
+    Wrong types, values out of range, NaN and unknown names raise a ValueError of one sentence that
+    names the setting, the value found and the values allowed.
+
+    Args:
+        section: Name of the section in error messages, such as "sds" in "sds.guidance_scale".
+    """
+
+    def decorate(cls: Class) -> Class:
+        made = dataclass(frozen=True, config=ConfigDict(extra="forbid", allow_inf_nan=False))(cls)
+        validate: Callable[..., None] = made.__init__
+
+        @wraps(validate)
+        def init(self: Any, *args: Any, **kwargs: Any) -> None:
+            try:
+                validate(self, *args, **kwargs)
+            except ValidationError as error:
+                raise ValueError(_sentence(error, made, section)) from None
+
+        made.__init__ = init
+        return made  # pyright: ignore[reportReturnType]
+
+    return decorate
+
+
+def from_tree(cls: type[Settings], tree: Any) -> Settings:
+    """Build settings from nested dictionaries, as JSON holds them.
+
+    Raises:
+        ValueError: Not an object, an unknown name, or a value that is not allowed.
+    """
+    if not isinstance(tree, dict):
+        raise ValueError(f"The configuration must be an object, got {type(tree).__name__}.")
+    return cls(**tree)
+
+
+def to_tree(config: Any) -> dict[str, Any]:
+    """Nested dictionaries of all settings; JSON can hold them."""
+    return asdict(config)
+
+
+def with_overrides(config: Settings, overrides: Mapping[str, Any]) -> Settings:
+    """A copy with some settings changed by their dotted names: {"sds.guidance_scale": 30, "steps":
+    100}.
+
+    Raises:
+        ValueError: An unknown name (with the nearest ones), or a value that is not allowed.
+    """
+    if not overrides:
+        return config
+    tree = to_tree(config)
+    for name, value in overrides.items():
+        *path, last = name.split(".")
+        node: Any = tree
+        for part in path:
+            node = node.get(part) if isinstance(node, dict) else None
+        if not isinstance(node, dict) or last not in node:
+            raise ValueError(_unknown(name, names_of(config)))
+        node[last] = value
+    return from_tree(type(config), tree)
+
+
+def parse_setting(text: str) -> tuple[str, Any]:
+    """Split "sds.guidance_scale=30" into a name and a value: JSON where it can be read as such,
+    else text.
+
+    Raises:
+        ValueError: There is no equals sign.
+    """
+    name, equals, value = text.partition("=")
+    if not equals:
+        raise ValueError(
+            f"A setting is written name=value, e.g. sds.guidance_scale=30; got {text!r}."
+        )
+    try:
+        return name.strip(), json.loads(value)
+    except ValueError:
+        return name.strip(), value.strip()
+
+
+def names_of(config: Any, prefix: str = "") -> Iterator[str]:
+    """Dotted names of all settings; of a section that is None, its own name."""
+    for field in fields(config):
+        value, name = getattr(config, field.name), f"{prefix}{field.name}"
+        if is_dataclass(value):
+            yield from names_of(value, f"{name}.")
+        else:
+            yield name
+
+
+def _unknown(name: str, known: Iterable[str]) -> str:
+    known = list(known)
+    near = get_close_matches(name, known, 3) or [one for one in known if one.endswith(f".{name}")]
+    hint = f" Did you mean {', '.join(near)}?" if near else f" Settings: {', '.join(known)}."
+    return f"There is no setting {name!r}.{hint}"
+
+
+def _sentence(error: ValidationError, cls: type, section: str) -> str:
+    """The first problem of a validation error as a sentence."""
+    first = error.errors(include_url=False)[0]
+    path = list(first["loc"])
+    if path and isinstance(path[0], int):  # given by position
+        path[0] = fields(cls)[path[0]].name if path[0] < len(fields(cls)) else path[0]
+    where = ".".join(map(str, ([section] if section else []) + path))
+    message: str = first["msg"]
+    if first["type"] == "unexpected_keyword_argument":
+        holder: Any = cls
+        for part in path[:-1]:
+            kind = next((f.type for f in fields(holder) if f.name == part), None)
+            holder = next((one for one in (kind, *get_args(kind)) if is_dataclass(one)), cls)
+        prefix = where.rpartition(".")[0]
+        return _unknown(where, [f"{prefix}.{f.name}".lstrip(".") for f in fields(holder)])
+    if first["type"] == "value_error":  # raised by a check of ours: a complete sentence
+        return message.removeprefix("Value error, ")
+    if first["type"] == "missing":
+        return f"The setting {where} is missing."
+    wanted = message.replace("Input should be", "must be", 1)
+    return f"{where} {wanted}, got {first['input']!r}."

@@ -1,0 +1,95 @@
+"""Intervals and paired tests for comparisons over few seeds; PSNR."""
+
+import statistics
+from collections.abc import Mapping, Sequence
+from math import nan
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float
+from scipy import stats
+from torch import Tensor
+
+
+class Rate(NamedTuple):
+    """A success rate with its 95 % interval."""
+
+    successes: int
+    trials: int
+    low: float
+    high: float
+
+
+def wilson(successes: int, trials: int) -> Rate:
+    """Success rate with Wilson's score interval (Wilson 1927); [0, 1] without trials."""
+    if trials == 0:
+        return Rate(0, 0, 0.0, 1.0)
+    interval = stats.binomtest(successes, trials).proportion_ci(method="wilson")
+    return Rate(successes, trials, float(interval.low), float(interval.high))
+
+
+class Mean(NamedTuple):
+    """A mean with its 95 % interval, which is NaN for fewer than two values."""
+
+    mean: float
+    low: float
+    high: float
+    count: int
+
+
+def student_mean(values: Sequence[float]) -> Mean:
+    """Mean with Student's t interval; for few values, where bootstrap intervals are too narrow."""
+    if len(values) < 2:
+        return Mean(values[0] if values else nan, nan, nan, len(values))
+    mean, error = statistics.mean(values), statistics.stdev(values) / len(values) ** 0.5
+    half = float(stats.t.ppf(0.975, len(values) - 1)) * error
+    return Mean(mean, mean - half, mean + half, len(values))
+
+
+def bootstrap_mean(values: Sequence[float], seed: int = 0) -> Mean:
+    """Mean with the percentile bootstrap interval of 10,000 draws, for a dozen values or more."""
+    if len(values) < 2 or min(values) == max(values):
+        bound = values[0] if len(values) > 1 else nan
+        return Mean(values[0] if values else nan, bound, bound, len(values))
+    low, high = stats.bootstrap(
+        (values,), np.mean, n_resamples=10_000, method="percentile", rng=seed
+    ).confidence_interval
+    return Mean(statistics.mean(values), float(low), float(high), len(values))
+
+
+class PairedTest(NamedTuple):
+    """Comparison of two arms' successes on the same trials."""
+
+    only_first: int
+    """Trials in which only the first arm succeeds."""
+    only_second: int
+    both: int
+    neither: int
+    p: float
+    """Two-sided p-value of McNemar's exact test; concordant trials carry no information."""
+    p_holm: float
+    """Adjusted for multiple tests (Holm 1979)."""
+
+
+def mcnemar(pairs: Sequence[tuple[bool, bool]]) -> PairedTest:
+    """McNemar's exact test (1947); p = 1 if no trial is discordant, `p_holm` = p (see `holm`)."""
+    first = sum(bool(a) and not b for a, b in pairs)
+    second = sum(bool(b) and not a for a, b in pairs)
+    both = sum(bool(a and b) for a, b in pairs)
+    discordant = first + second
+    p = float(stats.binomtest(first, discordant, 0.5).pvalue) if discordant else 1.0
+    return PairedTest(first, second, both, len(pairs) - discordant - both, p, p)
+
+
+def holm(tests: Mapping[str, PairedTest]) -> dict[str, PairedTest]:
+    """The same tests with `p_holm` adjusted for their number (Holm 1979)."""
+    adjusted, highest = dict(tests), 0.0
+    for rank, name in enumerate(sorted(tests, key=lambda name: tests[name].p)):
+        highest = max(highest, min(1.0, (len(tests) - rank) * tests[name].p))
+        adjusted[name] = tests[name]._replace(p_holm=highest)
+    return adjusted
+
+
+def psnr(a: Float[Tensor, "b *shape"], b: Float[Tensor, "b *shape"]) -> Float[Tensor, "b"]:
+    """Peak signal-to-noise ratio in dB of each item, values in [0, 1]; 100 for equal ones."""
+    return -10 * (a - b).square().flatten(1).mean(1).clamp(min=1e-10).log10()

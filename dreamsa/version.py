@@ -1,0 +1,3 @@
+"""The version of dreamsa and train_cls."""
+
+__version__ = "0.1.0"

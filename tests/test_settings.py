@@ -1,0 +1,149 @@
+import json
+from dataclasses import FrozenInstanceError, replace
+
+import pytest
+
+from dreamsa.config import (
+    CameraConfig,
+    ControlConfig,
+    EditConfig,
+    FieldConfig,
+    HashGridConfig,
+    ModelConfig,
+    RenderConfig,
+    RunConfig,
+    SDSConfig,
+    ViewConfig,
+    from_json,
+    to_json,
+)
+from dreamsa.presets import preset
+from dreamsa.settings import names_of, parse_setting, with_overrides
+
+WRONG = [
+    ("steps", 0, "steps must be greater than or equal to 1, got 0"),
+    ("steps", 1.5, "steps must be a valid integer"),
+    ("steps", "many", "steps must be a valid integer"),
+    ("seed", -1, "seed must be greater than or equal to 0"),
+    ("turntable", 3, "turntable must be 0 or at least 8 frames, got 3"),
+    ("prompt", 3, "prompt must be a valid string"),
+    ("sds.guidance_scale", -3, "guidance_scale must be greater than or equal to 0, got -3"),
+    ("sds.guidance_scale", float("nan"), "guidance_scale must be a finite number"),
+    ("sds.max_timestep", [0.01, 0.01], "sds.min_timestep must be below sds.max_timestep"),
+    ("sds.max_timestep", [0.5], "sds.max_timestep"),
+    ("camera.resolution", 4, "resolution must be greater than or equal to 8, got 4"),
+    ("camera.elevation_deg", [90, -10], "camera.elevation_deg must be two ascending numbers"),
+    (
+        "field.backend",
+        "cuda",
+        "field.backend must be 'auto', 'torch', 'numba', 'triton' or 'tcnn', got 'cuda'",
+    ),
+    ("field.activation", "ReLU", "field.activation must be 'softplus' or 'exp'"),
+    ("field.grid.finest", 4, "field.grid.finest must be at least coarsest = 16, got 4"),
+    ("render.shading", "Albedo", "render.shading must be 'albedo'"),
+    ("render.min_transmittance", 1, "min_transmittance must be less than 1"),
+    ("render.kernels", "numba", "render.kernels must be 'auto' or 'torch'"),
+    ("views.wording", "front", "views.wording must contain {prompt}"),
+    (
+        "model.dtype",
+        "fp16",
+        "model.dtype must be 'auto', 'float32', 'float16' or 'bfloat16', got 'fp16'",
+    ),
+    ("loss.entropy", float("inf"), "loss.entropy must be a finite number"),
+    ("optimizer.lr", 0, "optimizer.lr must be greater than 0"),
+    ("sds.guidance", 3, "There is no setting 'sds.guidance'. Did you mean sds.guidance_scale"),
+    ("guidance_scale", 3, "There is no setting 'guidance_scale'. Did you mean sds.guidance_scale"),
+    ("edit.scale", 3, "There is no setting 'edit.scale'"),
+]
+
+
+@pytest.mark.parametrize(("name", "value", "says"), WRONG)
+def test_a_wrong_setting_is_one_sentence_from_overrides_and_from_json(name, value, says):
+    config = preset("toybox", "a rabbit")
+    tree = to_json(config)
+    *path, last = name.split(".")
+    node = tree
+    for part in path:
+        node = node[part] or {}
+    node[last] = value
+    calls = [lambda: with_overrides(config, {name: value})]
+    calls += [lambda: from_json(tree)] if "no setting" not in says else []
+    for call in calls:
+        with pytest.raises(ValueError) as error:
+            call()
+        assert says in str(error.value)
+        assert "\n" not in str(error.value)
+        assert "pydantic" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("make", "says"),
+    [
+        (lambda: RunConfig("x", steps=0), "steps must be"),
+        (lambda: RunConfig(), "The setting prompt is missing"),
+        (lambda: RunConfig("x", colour=1), "There is no setting 'colour'"),
+        (lambda: SDSConfig("high"), "sds.guidance_scale must be a valid number"),
+        (lambda: SDSConfig(guidance=1.0), "There is no setting 'sds.guidance'"),
+        (lambda: CameraConfig(batch=0), "camera.batch must be"),
+        (lambda: HashGridConfig(levels=99), "field.grid.levels must be"),
+        (lambda: FieldConfig(backend="cuda"), "field.backend must be"),
+        (lambda: FieldConfig(blob_radius=9.0), "field.blob_radius must be at most 2 radius"),
+        (lambda: RenderConfig(background="blue"), "render.background must be"),
+        (lambda: ViewConfig(front_deg=90), "views.front_deg must be less than 90"),
+        (lambda: ModelConfig(dtype="half"), "model.dtype must be"),
+        (
+            lambda: EditConfig("p", moments="Keep"),
+            "edit.moments must be 'reset' or 'keep', got 'Keep'",
+        ),
+        (lambda: EditConfig("p", eta=1.5), "edit.eta must be less than or equal to 1, got 1.5"),
+        (lambda: EditConfig("p", ascent_steps=-1), "edit.ascent_steps must be"),
+        (lambda: EditConfig("p", eta=0.5, moments="keep"), "needs a plain edit"),
+        (lambda: ControlConfig("melt"), "edit.control.kind must be"),
+        (lambda: ControlConfig("noise", {"hair": 1.0}), "edit.control.displacement"),
+        (
+            lambda: ControlConfig("noise", {"grid": -1.0}),
+            "must be greater than or equal to 0, got -1",
+        ),
+        (lambda: replace(preset("toybox", "x"), seed=-1), "seed must be"),
+        (
+            lambda: with_overrides(preset("toybox", "x"), {"edit": {"parent": "p", "eta": 7}}),
+            "edit.eta must be",
+        ),
+    ],
+)
+def test_settings_are_validated_at_construction(make, says):
+    with pytest.raises(ValueError) as error:
+        make()
+    assert says in str(error.value)
+
+
+@pytest.mark.parametrize("tree", [None, 3, [], "x"])
+def test_a_configuration_is_an_object(tree):
+    with pytest.raises(ValueError, match="must be an object"):
+        from_json(tree)
+
+
+def test_settings_cannot_be_changed_in_place():
+    with pytest.raises(FrozenInstanceError):
+        preset("toybox", "x").steps = 3
+
+
+def test_every_setting_has_a_name_that_overrides_accept():
+    config = preset("sd", "a rabbit")
+    tree = json.loads(json.dumps(to_json(config)))
+    for name in names_of(config):
+        node = tree
+        for part in name.split("."):
+            node = node[part]
+        assert with_overrides(config, {name: node}) == config
+
+
+def test_a_setting_is_read_as_json_where_it_can_be():
+    assert parse_setting("sds.max_timestep=[0.9, 0.5]") == ("sds.max_timestep", [0.9, 0.5])
+    assert parse_setting("device=cpu") == ("device", "cpu")
+    assert parse_setting("views.wording={prompt}, {view}=x") == (
+        "views.wording",
+        "{prompt}, {view}=x",
+    )
+    with pytest.raises(ValueError, match="A setting is written name=value"):
+        parse_setting("steps")
