@@ -1,240 +1,349 @@
-"""A run's whole configuration: the parts' own dataclasses, presets, and JSON in and out."""
+"""Every setting of a run, validated at construction; JSON in and out. Imports no torch."""
 
-import dataclasses
 import json
-import typing
-from dataclasses import dataclass, replace
-from functools import lru_cache
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
-from dreamsa.fields.field import FieldConfig
-from dreamsa.fields.hashgrid import HashGridConfig
-from dreamsa.guidance.prompts import ViewConfig, same_prompt
-from dreamsa.guidance.stable_diffusion import KNOWN_MODELS, ModelConfig
-from dreamsa.render.cameras import CameraConfig
-from dreamsa.render.volume import RenderConfig
-from dreamsa.sds import SDSConfig
+from pydantic import Field
 
-Escape = Literal["auto", "anneal", "plain", "fresh", "noise", "interpolate", "regularizers"]
-ESCAPES: tuple[Escape, ...] = get_args(Escape)
-DEFAULT_ESCAPE: Escape = "interpolate"
-"""What succeeds most often, whatever is asked for (docs/edits.md)."""
-ASCENDING: tuple[Escape, ...] = ("anneal", "regularizers")
-"""The escapes that ascend for a while."""
-GROUPS = ("grid", "mlp", "background")
-"""The parameter groups of a scene."""
-PresetName = Literal["toybox", "paper", "sd"]
-PRESETS: tuple[PresetName, ...] = get_args(PresetName)
+from dreamsa.choices import ASCENT_SCALE, DEFAULT_ESCAPE, ESCAPES, BackendName, Moments
+from dreamsa.settings import from_tree, settings, to_tree
+
+TOYBOX = "toybox"
+"""Name of the embedded models."""
+
+Activation = Literal["softplus", "exp"]
+Shading = Literal["albedo", "lambertian", "textureless"]
+Background = Literal["random", "white", "black", "grey", "learned"]
+Group = Literal["grid", "mlp", "background"]
+"""Names of a scene's parameter groups."""
+
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Length = Annotated[float, Field(ge=0.1, le=100)]
+Rate = Annotated[float, Field(gt=0, le=1)]
 
 
-@dataclass(frozen=True)
-class LossConfig:
-    """Weights of the regularisers. They always descend."""
+@settings("model")
+class ModelConfig:
+    """Which diffusion model guides, and how it is held in memory."""
 
-    opacity: float = 0.0
-    """Of mean sqrt(opacity^2 + 0.01): less is better."""
-    entropy: float = 0.0
-    """Of the binary entropy of opacity, growing linearly over the run: rays should hit or miss."""
-    orientation: float = 0.0
-    """Of the Ref-NeRF orientation loss: visible normals should face the camera."""
+    model: str = TOYBOX
+    """`toybox`, a folder, a .safetensors file, or a Hub id such as
+    stable-diffusion-v1-5/stable-diffusion-v1-5."""
+    revision: str | None = None
+    """Revision of a Hub model."""
+    parts: str | None = None
+    """For a single .safetensors file: a folder or Hub id with the configurations and the
+    tokenizer."""
+    encoder: str | None = None
+    """A TAESD autoencoder (folder or Hub id) that replaces the model's own encoder."""
+    dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
+    """`auto` is float32 on a CPU and float16 on a GPU."""
+    vae_slicing: bool = False
+    """Encode one view at a time."""
+    cpu_offload: bool = False
+    """Keep the UNet in main memory and move it to the GPU for each call; the autoencoder stays on
+    the GPU."""
+    offline: bool = False
+    """Never contact the Hub."""
+
+
+@settings("field.grid")
+class HashGridConfig:
+    """Multi-resolution hash grid (Instant-NGP, arXiv:2201.05989)."""
+
+    levels: int = Field(default=8, ge=1, le=32)
+    features: int = Field(default=2, ge=1, le=8)
+    """Values per table entry."""
+    log2_size: int = Field(default=15, ge=4, le=24)
+    """Base-2 logarithm of the maximum number of entries per level."""
+    coarsest: int = Field(default=16, ge=2, le=1024)
+    """Resolution of the first level, cells per side."""
+    finest: int = Field(default=256, le=2**16)
+    """Resolution of the last level."""
 
     def __post_init__(self) -> None:
-        for name in ("opacity", "entropy", "orientation"):
-            if not 0 <= getattr(self, name) <= 1e6:
-                raise ValueError(f"loss.{name} must lie in [0, 1e6], got {getattr(self, name)}.")
+        if self.finest < self.coarsest:
+            raise ValueError(
+                f"field.grid.finest must be at least coarsest = {self.coarsest}, got {self.finest}."
+            )
 
 
-@dataclass(frozen=True)
+@settings("field")
+class FieldConfig:
+    """The radiance field: hash grid, MLP and density bias."""
+
+    grid: HashGridConfig = Field(default_factory=HashGridConfig)
+    backend: BackendName = "auto"
+    width: int = Field(default=32, ge=1, le=1024)
+    """Width of the MLP's hidden layer."""
+    radius: float = Field(default=1.0, gt=0, le=16)
+    """Half the side of the scene's cube, world units; the field is empty outside."""
+    blob_density: float = Field(default=10.0, ge=0, le=1000)
+    """Height of the density bias blob_density * (1 - |x| / blob_radius) before softplus (Magic3D,
+    arXiv:2211.10440)."""
+    blob_radius: float = Field(default=0.5, gt=0)
+    activation: Activation = "softplus"
+    """Density activation. softplus grows linearly; exp (Instant-NGP, app. E) reaches an opaque
+    surface in fewer steps, for fitting photographs."""
+    view_dependent: bool = False
+    """Colours that depend on the viewing direction, for fitting photographs."""
+
+    def __post_init__(self) -> None:
+        if self.blob_radius > 2 * self.radius:
+            raise ValueError(
+                f"field.blob_radius must be at most 2 radius = {2 * self.radius}, got "
+                f"{self.blob_radius}."
+            )
+
+
+@settings("camera")
+class CameraConfig:
+    """Distribution of the training cameras. The defaults are DreamFusion's and the thesis' (preset
+    `paper`)."""
+
+    elevation_deg: tuple[float, float] = (-10.0, 90.0)
+    azimuth_deg: tuple[float, float] = (0.0, 360.0)
+    distance: tuple[Length, Length] = (1.0, 1.5)
+    """World units from the origin."""
+    focal: tuple[Length, Length] = (0.7, 1.35)
+    """Multiples of the image width."""
+    look_at_jitter: float = Field(default=0.05, ge=0, le=10)
+    """Standard deviation of the look-at point, world units."""
+    up_jitter: float = Field(default=0.02, ge=0, le=10)
+    """Standard deviation added to the up vector."""
+    batch: int = Field(default=1, ge=1, le=64)
+    """Views per step, over all processes."""
+    resolution: int = Field(default=64, ge=8, le=1024)
+    """Side of the square render, pixels."""
+
+    def __post_init__(self) -> None:
+        limits = {"elevation_deg": 90, "azimuth_deg": 360, "distance": 100, "focal": 100}
+        for name, limit in limits.items():
+            low, high = getattr(self, name)
+            if not -limit <= low <= high <= limit:
+                raise ValueError(
+                    f"camera.{name} must be two ascending numbers in [{-limit}, {limit}], got "
+                    f"{low}, {high}."
+                )
+
+
+@settings("render")
+class RenderConfig:
+    """How rays are sampled and shaded."""
+
+    samples: int = Field(default=96, ge=8, le=4096)
+    """Steps along the longest diagonal of the scene's cube."""
+    occupancy: int = Field(default=32, ge=4, le=256)
+    """Cells per side of the occupancy grid."""
+    occupancy_every: int = Field(default=16, ge=1, le=1000)
+    """Steps between grid updates."""
+    background: Background = "random"
+    shading: Shading = "albedo"
+    min_transmittance: float = Field(default=1e-3, ge=0, lt=1)
+    """Cull samples whose transmittance is at most this; 0 keeps all."""
+    kernels: Literal["auto", "torch"] = "auto"
+    """`torch` disables the numba and Triton kernels, for comparison."""
+
+    def step(self, radius: float) -> float:
+        """Distance between samples, world units, in a cube of half side `radius`."""
+        return 2 * radius * 3**0.5 / self.samples
+
+
+@settings("sds")
+class SDSConfig:
+    """Score distillation sampling (DreamFusion, arXiv:2209.14988)."""
+
+    guidance_scale: float = Field(default=100.0, ge=0, le=1000)
+    """Classifier-free guidance; 1 is the conditional model."""
+    min_timestep: tuple[Fraction, Fraction] = (0.02, 0.02)
+    """Smallest timestep as a fraction of the schedule, at the first step and from `anneal_until`
+    on."""
+    max_timestep: tuple[Fraction, Fraction] = (0.98, 0.98)
+    """Largest timestep, likewise."""
+    anneal_until: float = Field(default=1.0, gt=0, le=1)
+    """Fraction of the run over which both change linearly."""
+    max_grad_norm: float = Field(default=0.0, ge=0)
+    """Clip the latent gradient of each view to this norm; 0 is off."""
+
+    def __post_init__(self) -> None:
+        for low, high in zip(self.min_timestep, self.max_timestep, strict=True):
+            if low >= high:
+                raise ValueError(
+                    f"sds.min_timestep must be below sds.max_timestep, got {low} and {high}."
+                )
+
+
+@settings("views")
+class ViewConfig:
+    """Which text belongs to which camera angle."""
+
+    overhead_deg: float = Field(default=60.0, gt=-90, le=90)
+    """Elevation above which a view is "overhead" (DreamFusion's threshold)."""
+    front_deg: float = Field(default=45.0, gt=0, lt=90)
+    """The front sector is azimuth 0 plus or minus this; the back sector lies opposite, equally
+    wide."""
+    wording: str = "{prompt}, {view} view"
+    """Must contain {prompt}; {view} becomes front, side, back or overhead."""
+    interpolate: bool = False
+    """Interpolate neighbouring views' embeddings by angle instead of switching between them."""
+    perpendicular: float = Field(default=0.0, ge=0, le=100)
+    """Strength of Perp-Neg against the other views (arXiv:2304.04968 uses 2); 0 is off."""
+
+    def __post_init__(self) -> None:
+        if "{prompt}" not in self.wording:
+            raise ValueError(f"views.wording must contain {{prompt}}, got {self.wording!r}.")
+
+
+@settings("loss")
+class LossConfig:
+    """Weights of the regularizers. They always descend."""
+
+    opacity: float = Field(default=0.0, ge=0, le=1e6)
+    """Of mean sqrt(opacity^2 + 0.01), which favours empty space."""
+    entropy: float = Field(default=0.0, ge=0, le=1e6)
+    """Of the binary entropy of opacity, growing linearly over the run: rays should hit or miss."""
+    orientation: float = Field(default=0.0, ge=0, le=1e6)
+    """Of the Ref-NeRF orientation loss: visible normals should face the camera."""
+
+
+@settings("optimizer")
 class OptimizerConfig:
     """Adam, betas (0.9, 0.99), eps 1e-15."""
 
-    lr: float = 1e-2
+    lr: Rate = 1e-2
     """Of the hash grid."""
-    mlp_lr: float = 1e-2
-    background_lr: float = 1e-3
-    warmup: int = 50
-    """Steps over which the rate grows linearly after the moments were reset."""
-    decay: float = 1.0
-    """What is left of the rate at the end of the run, reached by a cosine; 1 keeps it constant."""
-
-    def __post_init__(self) -> None:
-        for name in ("lr", "mlp_lr", "background_lr"):
-            if not 0 < getattr(self, name) <= 1:
-                raise ValueError(f"optimizer.{name} must lie in (0, 1], got {getattr(self, name)}.")
-        if not 0 <= self.warmup <= 100_000:
-            raise ValueError(f"optimizer.warmup must lie in [0, 100000] steps, got {self.warmup}.")
-        if not 0 <= self.decay <= 1:
-            raise ValueError(f"optimizer.decay must lie in [0, 1], got {self.decay}.")
+    mlp_lr: Rate = 1e-2
+    background_lr: Rate = 1e-3
+    warmup: int = Field(default=50, ge=0, le=100_000)
+    """Steps of linear warm-up after the moments were reset."""
+    decay: Fraction = 1.0
+    """Factor on the learning rate at the end of the run, reached by a cosine; 1 keeps it
+    constant."""
 
 
-@dataclass(frozen=True)
+@settings("edit.control")
+class ControlConfig:
+    """A control of a comparison, which replaces an edit's own escape; only `dreamsa.studies` trains
+    these."""
+
+    kind: Literal["noise", "interpolate", "regularizers"]
+    """noise: one random displacement. interpolate: a displacement towards a random scene, of given
+    norms.
+    regularizers: ascend the opacity regularizer alone, in place of score distillation."""
+    displacement: dict[Group, Annotated[float, Field(ge=0)]] | None = None
+    """Norm of each parameter group's displacement; groups that are not named stay. By default noise
+    moves by what Adam could move at most in `ascent_steps` at `scale`."""
+
+
+@settings("edit")
 class EditConfig:
-    """How an edit leaves the local minimum that its parent's scene sits in."""
+    """An edit as numbers: how it leaves the local minimum of its parent's scene."""
 
     parent: str
     """Id of the run that the scene was taken from."""
-    escape: Escape = "anneal"
-    """auto: resume, and if the score model finds after a while that the scene is not on its way, go back and interpolate; a repair, whose prompt is
-    the parent's own, is interpolated at once (see `dreamsa.auto`).
-    anneal: ascend on the new prompt, then descend. plain: descend only. fresh: start from scratch. noise: one random
-    displacement, then descend. interpolate: move towards a random scene, then descend (Perturb-and-Revise). regularizers: as
-    anneal, but what ascends is the opacity regulariser alone: the control that knows nothing of the new prompt."""
-    ascent_steps: int = 0
-    """How many of the run's steps ascend."""
-    scale: float = 0.01
+    eta: Fraction = 0.0
+    """Fraction of the way towards a random scene before the first step (Perturb-and-Revise,
+    arXiv:2412.05279)."""
+    ascent_steps: int = Field(default=0, ge=0)
+    """Number of steps at the start that ascend."""
+    scale: float = Field(default=ASCENT_SCALE, ge=0, le=100)
     """S: factor on the learning rate while ascending (thesis, eq. 9)."""
-    eta: float = 0.6
-    """Share of the way towards a random scene, for interpolate and auto."""
-    moments: Literal["reset", "keep"] = "reset"
-    """Whether the optimizer forgets what it gathered on the parent's prompt. Only plain can keep it: every other way moves the scene elsewhere."""
-    displacement: dict[str, float] | None = None
-    """For noise and interpolate: the Euclidean norm to move each parameter group (grid, mlp, background) by, in place of what
-    `scale` and `eta` say. Groups that are not named stay."""
+    moments: Moments = "reset"
+    """Whether the optimizer's moments are reset. Only a plain edit can keep them."""
     parent_prompt: str = ""
-    """What the parent was made for; filled in by `edited`."""
+    """The parent's prompt."""
+    control: ControlConfig | None = None
 
     def __post_init__(self) -> None:
-        if self.escape not in ESCAPES:
-            raise ValueError(f"edit.escape must be one of {', '.join(ESCAPES)}, got {self.escape!r}.")
-        if self.ascent_steps < 0:
-            raise ValueError(f"edit.ascent_steps must be at least 0, got {self.ascent_steps}.")
-        if not 0 <= self.scale <= 100:
-            raise ValueError(f"edit.scale must lie in [0, 100], got {self.scale}.")
-        if not 0 <= self.eta <= 1:
-            raise ValueError(f"edit.eta must lie in [0, 1], got {self.eta}.")
-        for name, norm in (self.displacement or {}).items():
-            if self.escape not in ("noise", "interpolate"):
-                raise ValueError(f"edit.displacement is for noise and interpolate; {self.escape} moves as far as it moves. Leave it out.")
-            if name not in GROUPS or not 0 <= norm < float("inf"):
-                raise ValueError(f"edit.displacement wants norms of at least 0 for {', '.join(GROUPS)}; got {name!r}: {norm}.")
+        if self.moments == "keep" and (self.eta or self.ascent_steps or self.control):
+            raise ValueError(
+                "edit.moments = keep needs a plain edit (eta = 0, no ascent): every other "
+                "escape resets the moments."
+            )
+
+    @property
+    def escape(self) -> str:
+        """The named escape with these numbers; else the numbers themselves."""
+        if self.control is not None:
+            return f"control {self.control.kind}"
+        if self.ascent_steps:
+            return "anneal" if not self.eta else f"eta {self.eta:g}, then anneal"
+        default = ESCAPES[DEFAULT_ESCAPE].eta
+        return {0.0: "plain", default: DEFAULT_ESCAPE, 1.0: "fresh"}.get(
+            self.eta, f"interpolate by {self.eta:g}"
+        )
 
 
-@dataclass(frozen=True)
+@settings()
 class RunConfig:
-    """Everything that decides what a run computes. The same config on the same machine gives the same scene."""
+    """Everything that decides what a run computes. The same config on the same machine gives the
+    same scene."""
 
     prompt: str
     negative_prompt: str = ""
-    steps: int = 5000
-    seed: int = 0
+    steps: int = Field(default=5000, ge=1, le=1_000_000)
+    seed: int = Field(default=0, ge=0, lt=2**63)
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
-    model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
-    field: FieldConfig = dataclasses.field(default_factory=FieldConfig)
-    camera: CameraConfig = dataclasses.field(default_factory=CameraConfig)
-    render: RenderConfig = dataclasses.field(default_factory=RenderConfig)
-    sds: SDSConfig = dataclasses.field(default_factory=SDSConfig)
-    views: ViewConfig = dataclasses.field(default_factory=ViewConfig)
-    loss: LossConfig = dataclasses.field(default_factory=LossConfig)
-    optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
+    model: ModelConfig = Field(default_factory=ModelConfig)
+    field: FieldConfig = Field(default_factory=FieldConfig)
+    camera: CameraConfig = Field(default_factory=CameraConfig)
+    render: RenderConfig = Field(default_factory=RenderConfig)
+    sds: SDSConfig = Field(default_factory=SDSConfig)
+    views: ViewConfig = Field(default_factory=ViewConfig)
+    loss: LossConfig = Field(default_factory=LossConfig)
+    optimizer: OptimizerConfig = Field(default_factory=OptimizerConfig)
     edit: EditConfig | None = None
-    save_every: int = 500
+    save_every: int = Field(default=500, ge=1, le=1_000_000)
     """Steps between checkpoints."""
-    turntable: int = 60
-    """Frames of the turntable that a finished run gets; 0 makes none."""
-
-    @property
-    def repairs(self) -> bool:
-        """Whether it is an edit to the parent's own prompt: something is wrong with the parent that its words do not say."""
-        return self.edit is not None and same_prompt(self.edit.parent_prompt, self.prompt)
+    turntable: int = Field(default=60, ge=0, le=1000)
+    """Frames of a finished run's turntable, at least 8; 0 writes none."""
 
     def __post_init__(self) -> None:
-        if not 1 <= self.steps <= 1_000_000:
-            raise ValueError(f"steps must lie in [1, 1000000], got {self.steps}.")
-        if not 0 <= self.seed < 2**63:
-            raise ValueError(f"seed must lie in [0, 2^63), got {self.seed}.")
-        if not 1 <= self.save_every <= 1_000_000:
-            raise ValueError(f"save_every must lie in [1, 1000000] steps, got {self.save_every}.")
-        if self.turntable != 0 and not 8 <= self.turntable <= 1000:
-            raise ValueError(f"turntable must be 0 or lie in [8, 1000] frames, got {self.turntable}.")
+        if 0 < self.turntable < 8:
+            raise ValueError(f"turntable must be 0 or at least 8 frames, got {self.turntable}.")
         if self.edit is not None and self.edit.ascent_steps >= self.steps:
             raise ValueError(
-                f"edit.ascent_steps must be below steps = {self.steps}, got {self.edit.ascent_steps}. An edit that only climbs never lands."
+                f"edit.ascent_steps must be below steps = {self.steps}, got "
+                f"{self.edit.ascent_steps}: "
+                "an edit must end with descent."
             )
-        if self.edit is not None and self.edit.escape == "auto" and self.steps < 12 and not self.repairs:
-            raise ValueError(
-                f"The escape auto watches for a sixth of the steps before it decides: it needs at least 12 steps, got {self.steps}."
-            )
-
-
-def preset(name: PresetName, prompt: str) -> RunConfig:
-    """A whole configuration by name.
-
-    toybox: the embedded model, minutes on a CPU. paper: the thesis' and DreamFusion's numbers, for Stable Diffusion on a
-    GPU. sd: Stable Diffusion with the settings that threestudio and stable-dreamfusion have found to work better.
-    """
-    if name == "toybox":
-        return RunConfig(
-            prompt,
-            steps=1200,
-            field=FieldConfig(radius=0.6, blob_radius=0.4),
-            camera=CameraConfig((-10, 90), (0, 360), (1.4, 1.7), (0.95, 1.2), 0.02, 0.02, batch=1),
-            sds=SDSConfig(guidance_scale=25.0, max_timestep=(0.98, 0.6)),
-            loss=LossConfig(entropy=30.0),
-            optimizer=OptimizerConfig(decay=0.1),
-        )
-    big = FieldConfig(grid=HashGridConfig(levels=16, log2_size=19, finest=4096), hidden=64)
-    weights = ModelConfig(KNOWN_MODELS[0])
-    if name == "paper":
-        return RunConfig(prompt, steps=20_000, model=weights, field=big, sds=SDSConfig(100.0))
-    if name == "sd":
-        return RunConfig(
-            prompt,
-            steps=10_000,
-            model=weights,
-            field=big,
-            camera=CameraConfig((-10, 60), (0, 360), (1.5, 2.0), (0.7, 1.35), batch=1),
-            render=RenderConfig(samples=512),
-            sds=SDSConfig(100.0, max_timestep=(0.98, 0.5), anneal_until=0.6),
-            views=ViewConfig(interpolate=True, overhead_deg=50),
-            loss=LossConfig(opacity=1.0, orientation=10.0),
-        )
-    raise ValueError(f"There is no preset {name!r}. There are: {', '.join(PRESETS)}.")
-
-
-EDIT_STEPS: dict[PresetName, tuple[int, int]] = {"toybox": (750, 150), "paper": (5000, 1000), "sd": (4000, 800)}
-"""Steps of an edit, and how many of them ascend. Thesis: 5,000 of which 1,000."""
 
 
 def edited(config: RunConfig, prompt: str, edit: EditConfig, steps: int) -> RunConfig:
-    """The child's configuration: the parent's, with a new prompt, fresh schedules and a way out of the minimum."""
-    return replace(config, prompt=prompt, steps=steps, edit=replace(edit, parent_prompt=config.prompt))
+    """The configuration of an edit: the parent's with a new prompt, number of steps and escape."""
+    return replace(
+        config, prompt=prompt, steps=steps, edit=replace(edit, parent_prompt=config.prompt)
+    )
+
+
+def same_prompt(one: str, other: str) -> bool:
+    """Whether two prompts are equal up to case."""
+    return one.casefold() == other.casefold()
+
+
+def from_json(tree: Any) -> RunConfig:
+    """A configuration from JSON, of this version or an earlier one.
+
+    Raises:
+        ValueError: Unknown names or values that are not allowed; one sentence that names the
+            setting.
+    """
+    return from_tree(RunConfig, _upgraded(tree))
 
 
 def to_json(config: RunConfig) -> dict[str, Any]:
-    return dataclasses.asdict(config)
-
-
-@lru_cache
-def _validator() -> Any:
-    from pydantic import TypeAdapter
-
-    return TypeAdapter(RunConfig)
-
-
-def from_json(value: Any) -> RunConfig:
-    """A configuration from JSON.
-
-    Raises:
-        ValueError: Unknown keys, wrong types, values out of range; names the key.
-    """
-    from pydantic import ValidationError
-
-    _refuse_unknown(RunConfig, value, "")
-    try:
-        return _validator().validate_python(value)
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise ValueError(f"config: {where}: {first['msg'].removeprefix('Value error, ')}") from error
+    """The configuration as JSON holds it."""
+    return to_tree(config)
 
 
 def read_config(path: Path) -> RunConfig:
     """A configuration file.
 
     Raises:
-        ValueError: Not there, not JSON, or not a configuration.
+        ValueError: Missing, not JSON, or not a configuration.
     """
     try:
         return from_json(json.loads(path.read_text()))
@@ -242,29 +351,36 @@ def read_config(path: Path) -> RunConfig:
         raise ValueError(f"Cannot read the configuration {path}: {error}") from error
 
 
-def parse_setting(text: str) -> tuple[str, Any]:
-    """ "sds.guidance_scale=30" as a key and a value, which is JSON where it can be, else text.
+def _upgraded(tree: Any) -> Any:
+    """Translate a configuration of schema 1: renamed settings, and escapes that had names in place
+    of numbers."""
+    if not isinstance(tree, dict):
+        return tree
+    tree = {**tree}
+    for section, old, new in (
+        ("render", "hidden", "min_transmittance"),
+        ("field", "hidden", "width"),
+    ):
+        part = tree.get(section)
+        if isinstance(part, dict) and old in part:
+            tree[section] = {(new if key == old else key): value for key, value in part.items()}
+    edit = tree.get("edit")
+    if isinstance(edit, dict) and "escape" in edit:
+        tree["edit"] = _upgraded_edit(edit)
+    return tree
 
-    Raises:
-        ValueError: No equals sign.
-    """
-    key, equals, value = text.partition("=")
-    if not equals:
-        raise ValueError(f"A setting is name=value, e.g. sds.guidance_scale=30; got {text!r}.")
-    try:
-        return key.strip(), json.loads(value)
-    except ValueError:
-        return key.strip(), value.strip()
 
-
-def _refuse_unknown(cls: type, value: Any, where: str) -> None:
-    if not isinstance(value, dict):
-        raise ValueError(f"config{where} should be an object, found {type(value).__name__}.")
-    hints = typing.get_type_hints(cls)
-    for key, inner in value.items():
-        if key not in hints:
-            raise ValueError(f"config{where} has no key {key!r}. It has: {', '.join(hints)}.")
-        kinds = [hints[key], *get_args(hints[key])]
-        nested = next((kind for kind in kinds if dataclasses.is_dataclass(kind)), None)
-        if nested is not None and inner is not None:
-            _refuse_unknown(nested, inner, f"{where}.{key}")  # pyright: ignore[reportArgumentType]
+def _upgraded_edit(edit: dict[str, Any]) -> dict[str, Any]:
+    edit = {**edit}
+    escape, displacement = edit.pop("escape"), edit.pop("displacement", None)
+    eta = edit.get("eta", ESCAPES["interpolate"].eta)
+    moved = {"auto": eta, "interpolate": eta, "fresh": 1.0}
+    if escape not in (*moved, "plain", "anneal", "noise", "regularizers"):
+        raise ValueError(
+            f"edit.escape {escape!r} is unknown. Write numbers instead: edit.eta, "
+            "edit.ascent_steps."
+        )
+    edit["eta"] = 0.0 if displacement else moved.get(escape, 0.0)
+    if escape in ("noise", "regularizers") or displacement:
+        edit["control"] = {"kind": escape, "displacement": displacement}
+    return edit

