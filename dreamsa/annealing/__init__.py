@@ -1,21 +1,20 @@
-"""The annealing core: when x where x what, mounted on any torch optimizer. See `annealer.Annealer`."""
+"""The annealing core: rules of when (window), where (groups) and what, on any torch optimizer."""
 
+# ruff: noqa: F401
 from dreamsa.annealing.annealer import Annealer, Rule
 from dreamsa.annealing.events import (
-    Blend,
-    Displace,
     Event,
     Fresh,
-    Interpolate,
     Move,
     Prune,
-    Reinitialize,
     ResetMoments,
     Rewind,
-    ShrinkAndPerturb,
     Snapshot,
     direction_to,
+    interpolate,
     random_direction,
+    reinitialize,
+    shrink_and_perturb,
 )
 from dreamsa.annealing.groups import kernel_split, split_params, weight_split
 from dreamsa.annealing.memory import Masks, Snapshots
@@ -28,48 +27,10 @@ from dreamsa.annealing.transforms import (
     Group,
     LandscapeModification,
     Masked,
-    Moment,
     RandomAscent,
     RandomDirection,
+    ScaleRate,
+    StepContext,
     StepTransform,
 )
 from dreamsa.annealing.window import Window
-
-__all__ = [
-    "Annealer",
-    "Blend",
-    "Displace",
-    "DistanceHills",
-    "Event",
-    "Freeze",
-    "Fresh",
-    "GradientAscent",
-    "GradientNoise",
-    "Group",
-    "Interpolate",
-    "LandscapeModification",
-    "Masked",
-    "Masks",
-    "Moment",
-    "Move",
-    "Prune",
-    "RandomAscent",
-    "RandomDirection",
-    "Reinitialize",
-    "ResetMoments",
-    "Rewind",
-    "Rule",
-    "ShrinkAndPerturb",
-    "Snapshot",
-    "Snapshots",
-    "StepTransform",
-    "Window",
-    "direction_to",
-    "generation_cosine",
-    "geometric_cooling",
-    "kernel_split",
-    "logarithmic_cooling",
-    "random_direction",
-    "split_params",
-    "weight_split",
-]

@@ -1,16 +1,17 @@
-"""Rules mounted on torch's own step hooks: the optimizer stays a plain torch optimizer."""
+"""Rules on torch's step hooks: the optimizer stays a plain torch optimizer."""
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from math import inf
+from math import inf, isfinite, nan
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.optim import Optimizer
 
 from dreamsa.annealing.events import Event
-from dreamsa.annealing.transforms import Group, Moment, StepTransform
+from dreamsa.annealing.transforms import Group, StepContext, StepTransform
 from dreamsa.annealing.window import Window
 
 log = logging.getLogger(__name__)
@@ -18,50 +19,52 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Rule:
-    """When (window) x where (groups) x what (transform, events)."""
+    """When (window), where (groups) and what (transform, events)."""
 
     window: Window
     transform: StepTransform | None = None
     on_open: tuple[Event, ...] = ()
-    """Run before the first step of a window, in order."""
+    """Before the first step of a window."""
     on_close: tuple[Event, ...] = ()
-    """Run before the first step after a window."""
+    """Before the first step after a window."""
     groups: tuple[str, ...] | None = None
-    """Parameter groups by their "name" key; None for all."""
-    phase: str = "anneal"
-    """What progress calls the steps inside the window."""
+    """Names of parameter groups (their "name" key); None for all."""
+    phase: str | None = "anneal"
+    """Name of the steps in progress reports; None leaves the name to other rules."""
     bound: float | None = None
-    """The guard: end this window at once, with a line in the log, when the observed loss is not finite or above this. None: no guard."""
+    """Guard: end the window if the observed loss exceeds this or is not finite."""
 
 
 @dataclass
 class Annealer:
-    """Applies rules inside `optimizer.step()`. Its whole state: steps taken, two losses, and which windows were cut short.
+    """Applies rules inside `optimizer.step()`.
 
-    Schedulers, GradScaler and accelerate see an ordinary optimizer: settings that a rule changes are put back after each step, and
-    a step that GradScaler skips is not counted. A closure given to `step` is wrapped: gradients are changed after each of its calls.
+    Schedulers, GradScaler and accelerate see an ordinary optimizer: settings that a rule changes
+    are restored after each step, and a step that GradScaler skips is not counted. A closure passed
+    to `step` is wrapped: gradients are changed after each of its calls.
     """
 
-    optimizer: torch.optim.Optimizer
+    optimizer: Optimizer
     rules: Sequence[Rule]
     step: int = 0
     lowest: Tensor | None = field(default=None, init=False)
-    """The running minimum c of the observed losses."""
+    """Running minimum c of the observed losses."""
     rates: dict[Any, Any] = field(default_factory=dict, init=False)
-    """Learning rate of each group, by its "name" or else its position, in the step last taken: rules included, 0 where nothing moved."""
-    _previous: Tensor | None = field(default=None, init=False)
-    _observed: list[Tensor] = field(default_factory=list, init=False)
-    _ended: set[int] = field(default_factory=set, init=False)
-    _saved: list[tuple[Group, dict[str, Any]]] = field(default_factory=list, init=False)
-    _begun: int = field(default=-1, init=False)
-    _rate: float = field(default=0.0, init=False)
+    """Learning rate of each group (by name, else position) in the last step; 0 without
+    gradients."""
 
     def __post_init__(self) -> None:
         names = [group.get("name") for group in self.optimizer.param_groups]
-        for rule in self.rules:
-            for name in rule.groups or ():
-                if name not in names:
-                    raise ValueError(f"A rule names the parameter group {name!r}; the optimizer has {names}.")
+        for name in (name for rule in self.rules for name in rule.groups or ()):
+            if name not in names:
+                raise ValueError(
+                    f"A rule names the parameter group {name!r}; the optimizer has {names}."
+                )
+        self._previous: Tensor | None = None
+        self._observed: list[Tensor] = []
+        self._ended: set[int] = set()
+        self._saved: list[tuple[Group, dict[str, Any]]] = []
+        self._begun, self._rate = -1, 0.0
         self._handles = (
             self.optimizer.register_step_pre_hook(self._before),
             self.optimizer.register_step_post_hook(self._after),
@@ -69,28 +72,34 @@ class Annealer:
 
     @property
     def phase(self) -> str:
-        """What the coming step does: the phase of the first active rule that transforms it, or "descend"."""
-        return next((rule.phase for i, rule in enumerate(self.rules) if rule.transform and self.is_active(i)), "descend")
+        """Phase of the coming step: the first of the active transforms', else "descend"."""
+        active = (r.phase for i, r in enumerate(self.rules) if r.transform and self.is_active(i))
+        return next((phase for phase in active if phase is not None), "descend")
 
     @property
     def edge(self) -> bool:
-        """Whether a window opens or closes at the coming step: what was learnt about the scene may be stale."""
-        return any(r.window.opens_at(self.step) or r.window.closes_at(self.step) for r in self.rules)
+        """Whether a phase begins or ends at the coming step: cached parameters may be stale."""
+        edges = (r.window for r in self.rules if r.phase is not None)
+        return any(w.opens_at(self.step) or w.closes_at(self.step) for w in edges)
 
     def is_active(self, rule: int) -> bool:
-        """Whether rule number `rule` is in force in the coming step."""
-        return self.rules[rule].window.is_active(self.step) and (rule not in self._ended or self.rules[rule].window.opens_at(self.step))
+        """Whether rule number `rule` applies in the coming step."""
+        window, step = self.rules[rule].window, self.step
+        return window.is_active(step) and (rule not in self._ended or window.opens_at(step))
 
     def observe(self, loss: Tensor) -> None:
-        """Tell the loss that the coming step's gradients belong to. Several, of accumulated batches, are averaged; so are processes'.
+        """Record the loss of the coming step; averaged over accumulated batches and processes.
 
-        Needed by rules that look at the loss (landscape modification, random ascent, guards); others ignore it.
+        Required by rules that depend on the loss: landscape modification, random ascent, guards.
         """
         self._observed.append(loss.detach().float())
 
     def begin(self) -> None:
-        """Run the events of the coming step now, before its forward pass. Optional: else they run right before the update, where
-        an event that moves parameters is followed by a gradient from where they were before."""
+        """Run the events of the coming step before its forward pass.
+
+        Optional: otherwise they run right before the update, and an event that moves parameters is
+        followed by a gradient from their previous values.
+        """
         if self._begun == self.step:
             return
         self._begun = self.step
@@ -102,80 +111,95 @@ class Annealer:
                 self._run(rule.on_open, rule)
 
     def remove(self) -> None:
-        """Take the rules off the optimizer."""
+        """Remove the rules from the optimizer."""
         for handle in self._handles:
             handle.remove()
 
     def state_dict(self) -> dict[str, Any]:
-        """Plain numbers, fit for JSON; snapshots and masks are tensors and kept by whoever made them."""
-        losses = [None if value is None else float(value) for value in (self._previous, self.lowest)]
-        previous, lowest = (None if value is None or not abs(value) < inf else value for value in losses)
-        return {"step": self.step, "previous": previous, "lowest": lowest, "ended": sorted(self._ended)}
+        """The state as JSON. Snapshots and masks are saved by their owners."""
+        losses = {"previous": self._previous, "lowest": self.lowest}
+        numbers = {name: nan if x is None else float(x) for name, x in losses.items()}
+        return {
+            "step": self.step,
+            **{name: x if isfinite(x) else None for name, x in numbers.items()},
+            "ended": sorted(self._ended),
+            "begun": self._begun == self.step,
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         device = self.optimizer.param_groups[0]["params"][0].device
-        previous, lowest = (None if value is None else torch.tensor(value, device=device) for value in (state["previous"], state["lowest"]))
-        self.step, self._previous, self.lowest, self._ended = state["step"], previous, lowest, set(state["ended"])
+        self._previous, self.lowest = (
+            None if state[name] is None else torch.tensor(state[name], device=device)
+            for name in ("previous", "lowest")
+        )
+        self.step, self._ended = state["step"], set(state["ended"])
+        # a skipped step's events are not run again
+        self._begun = self.step if state.get("begun") else -1
 
     def _run(self, events: Sequence[Event], rule: Rule) -> None:
         for event in events:
             event(self.optimizer, self._groups(rule), self.step)
 
     def _groups(self, rule: Rule) -> list[Group]:
-        groups = self.optimizer.param_groups
-        return list(groups) if rule.groups is None else [group for group in groups if group.get("name") in rule.groups]
+        groups, names = self.optimizer.param_groups, rule.groups
+        return [group for group in groups if names is None or group.get("name") in names]
 
-    def _before(self, optimizer: torch.optim.Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def _before(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         self._restore()  # a step that raised left its settings behind
         self.begin()
         loss = self._take_loss()
         self._guard(loss)
         self._rate = float(optimizer.param_groups[0]["lr"])
-        active = [rule for i, rule in enumerate(self.rules) if rule.transform is not None and self.is_active(i)]
-        for rule in active:
-            groups = self._groups(rule)
+        active = [
+            (self._groups(rule), rule.transform, rule.phase)
+            for i, rule in enumerate(self.rules)
+            if rule.transform is not None and self.is_active(i)
+        ]
+        for groups, transform, phase in active:
             for group in groups:
-                settings = rule.transform.settings(group, self._moment(groups, loss))  # pyright: ignore[reportOptionalMemberAccess]
+                settings = transform.settings(group, self._context(groups, loss))
                 known = {name: value for name, value in settings.items() if name in group}
                 self._saved.append((group, {name: group[name] for name in known}))
                 group.update(known)
+            if phase is None:  # a schedule
+                self._rate = float(optimizer.param_groups[0]["lr"])
         closure = args[1] if len(args) > 1 else kwargs.get("closure")
         if closure is None:
             self._transform_(active, loss)
             return None
-        wrapped = self._wrapped(closure, active)
-        return ((args[0], wrapped, *args[2:]), kwargs) if len(args) > 1 else (args, {**kwargs, "closure": wrapped})
 
-    def _after(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
-        self.rates = {
-            group.get("name", i): group["lr"] if any(p.grad is not None for p in group["params"]) else 0.0
-            for i, group in enumerate(optimizer.param_groups)
-        }
+        def transformed() -> Any:
+            value = closure()
+            if isinstance(value, Tensor):
+                self.observe(value)
+            self._transform_(active, self._take_loss())
+            return value
+
+        if len(args) > 1:
+            return (args[0], transformed, *args[2:]), kwargs
+        return args, {**kwargs, "closure": transformed}
+
+    def _after(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        for i, group in enumerate(optimizer.param_groups):
+            moved = any(p.grad is not None for p in group["params"])
+            self.rates[group.get("name", i)] = group["lr"] if moved else 0.0
         self._restore()
-        skipped = getattr(optimizer, "found_inf", None)  # a fused optimizer skips the step by itself, hooks and all
-        if skipped is None or not bool(skipped):
+        if not getattr(optimizer, "found_inf", None):  # a fused optimizer skips steps by itself
             self.step += 1
 
-    def _wrapped(self, closure: Callable[[], Any], active: Sequence[Rule]) -> Callable[[], Any]:
-        def transformed() -> Any:
-            loss = closure()
-            if isinstance(loss, Tensor):
-                self.observe(loss)
-            self._transform_(active, self._take_loss())
-            return loss
-
-        return transformed
-
     @torch.no_grad()
-    def _transform_(self, active: Sequence[Rule], loss: Tensor | None) -> None:
-        for rule in active:
-            rule.transform.apply_(self._moment(self._groups(rule), loss))  # pyright: ignore[reportOptionalMemberAccess]
+    def _transform_(
+        self, active: Sequence[tuple[list[Group], StepTransform, Any]], loss: Tensor | None
+    ) -> None:
+        for groups, transform, _ in active:
+            transform.apply_(self._context(groups, loss))
         if loss is not None:
             self._previous = loss
 
-    def _moment(self, groups: Sequence[Group], loss: Tensor | None) -> Moment:
+    def _context(self, groups: Sequence[Group], loss: Tensor | None) -> StepContext:
         scale = getattr(self.optimizer, "grad_scale", None)
-        return Moment(groups, self.step, self._rate, loss, self._previous, self.lowest, 1.0 if scale is None else scale)
+        scale = 1.0 if scale is None else scale
+        return StepContext(groups, self.step, self._rate, loss, self._previous, self.lowest, scale)
 
     @torch.no_grad()
     def _take_loss(self) -> Tensor | None:
@@ -186,27 +210,28 @@ class Annealer:
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             torch.distributed.all_reduce(loss)
             loss /= torch.distributed.get_world_size()
-        finite = torch.where(loss.isfinite(), loss, torch.full_like(loss, inf))
+        finite = torch.where(loss.isfinite(), loss, inf)
         self.lowest = finite if self.lowest is None else torch.minimum(self.lowest, finite)
         return loss
 
     def _guard(self, loss: Tensor | None) -> None:
-        """End guarded windows in which the loss has run away; a gradient of a loss that is not finite is dropped."""
-        guarded = [i for i, rule in enumerate(self.rules) if rule.bound is not None and self.is_active(i)]
+        """End guarded windows whose loss exceeds the bound; drop gradients that are not finite."""
+        guarded = [
+            (i, rule, rule.bound)
+            for i, rule in enumerate(self.rules)
+            if rule.bound is not None and self.is_active(i)
+        ]
         if not guarded or loss is None:
             return
         value = float(loss)
-        for i in guarded:
-            bound = self.rules[i].bound
-            assert bound is not None
+        for i, rule, bound in guarded:
             if not value <= bound:
                 self._ended.add(i)
-                self._run(self.rules[i].on_close, self.rules[i])
-                log.warning("step %d: phase %r ends early, the loss is %g (bound %g)", self.step, self.rules[i].phase, value, bound)
-        if not abs(value) < inf:
-            for group in self.optimizer.param_groups:
-                for p in group["params"]:
-                    p.grad = None
+                self._run(rule.on_close, rule)
+                message = "step %d: phase %r ends early, the loss is %g (bound %g)"
+                log.warning(message, self.step, rule.phase, value, bound)
+        if not isfinite(value):
+            self.optimizer.zero_grad()
 
     def _restore(self) -> None:
         while self._saved:

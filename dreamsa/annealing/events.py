@@ -1,24 +1,25 @@
-"""What happens at a window's edge, once: moments forgotten, parameters moved, snapshots taken, weights pruned."""
+"""Events at a window's edge: reset moments, move or reinitialize parameters, snapshot, prune."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal
 
 import torch
 from torch import Tensor
+from torch.optim import Optimizer
 
 from dreamsa.annealing.memory import Masks, Snapshots
-from dreamsa.annealing.transforms import Group
-from dreamsa.randomness import generator_for
+from dreamsa.annealing.transforms import Group, normal_like
 
 Fresh = Callable[[int], Sequence[Tensor]]
-"""Step -> new initial values of all the optimizer's parameters, in the order of its groups."""
+"""Step -> new initial values of all parameters of the optimizer, in the order of its groups."""
 
 
-class Event(Protocol):
-    """Called at a window's edge, before that step's update."""
+Event = Callable[[Optimizer, Sequence[Group], int], None]
+"""(optimizer, groups of the rule, step) -> None, called before that step's update."""
 
-    def __call__(self, optimizer: torch.optim.Optimizer, groups: Sequence[Group], step: int) -> None: ...
+Direction = Callable[[Sequence[Tensor], int], Sequence[Tensor]]
+"""(all parameters of the optimizer, step) -> one tensor of each parameter's shape."""
 
 
 def parameters(groups: Sequence[Group]) -> list[Tensor]:
@@ -27,68 +28,53 @@ def parameters(groups: Sequence[Group]) -> list[Tensor]:
 
 @dataclass(frozen=True)
 class ResetMoments:
-    """Forget what the optimizer has gathered: kept momentum would carry the first steps on in the old direction."""
+    """Clear the optimizer state: kept momentum would carry the first steps in the old direction."""
 
-    def __call__(self, optimizer: torch.optim.Optimizer, groups: Sequence[Group], step: int) -> None:
+    def __call__(self, optimizer: Optimizer, groups: Sequence[Group], step: int) -> None:
         for parameter in parameters(groups):
             optimizer.state.pop(parameter, None)
 
 
-@dataclass(frozen=True)
-class Displace:
-    """Move by a random normal vector of a given size: the control that ascent must beat."""
-
-    rms: float
-    """Root mean square of the move per parameter. Adam moves a parameter by about lr a step, so an ascent of k steps at S
-    moves it by at most S * lr * k."""
-    seed: int = 0
-
-    @torch.no_grad()
-    def __call__(self, optimizer: torch.optim.Optimizer, groups: Sequence[Group], step: int) -> None:
-        for i, parameter in enumerate(parameters(groups)):
-            rng = generator_for(self.seed, step, f"displace {i}", parameter.device)
-            parameter.add_(torch.randn(parameter.shape, generator=rng, device=parameter.device), alpha=self.rms)
-
-
-Direction = Callable[[Sequence[Tensor], int], Sequence[Tensor]]
-"""All the optimizer's parameters, in the order of its groups, and the step -> one tensor of each one's shape."""
-
-
 def random_direction(seed: int) -> Direction:
-    """A normal vector, drawn anew for each seed and step."""
-
-    def draw(known: Sequence[Tensor], step: int) -> list[Tensor]:
-        rngs = [generator_for(seed, step, f"displace {i}", p.device) for i, p in enumerate(known)]
-        return [torch.randn(p.shape, generator=rng, device=p.device) for p, rng in zip(known, rngs, strict=True)]
-
-    return draw
+    """A standard normal vector, drawn for each seed and step."""
+    return lambda known, step: [
+        normal_like(p, seed, step, f"displace {i}") for i, p in enumerate(known)
+    ]
 
 
 def direction_to(fresh: Fresh) -> Direction:
-    """From where the parameters are to fresh ones."""
+    """From the current parameters to fresh ones."""
     return lambda known, step: [new.to(p) - p for p, new in zip(known, fresh(step), strict=True)]
 
 
 @dataclass(frozen=True)
 class Move:
-    """Move each named group by a given Euclidean norm along a direction, as far as another method has moved it; other groups stay."""
+    """Move parameters along a direction."""
 
-    norms: Mapping[str, float]
     direction: Direction
+    factor: float = 1.0
+    """Multiple of the direction; ignored if `norms` is given."""
+    norms: Mapping[str, float] | None = None
+    """Euclidean norm of each named group's displacement; other groups stay."""
 
     @torch.no_grad()
-    def __call__(self, optimizer: torch.optim.Optimizer, groups: Sequence[Group], step: int) -> None:
+    def __call__(self, optimizer: Optimizer, groups: Sequence[Group], step: int) -> None:
         known = parameters(optimizer.param_groups)
         along = dict(zip(known, self.direction(known, step), strict=True))
         for group in groups:
+            if self.norms is None:
+                for parameter in group["params"]:
+                    parameter.add_(along[parameter], alpha=self.factor)
+                continue
             length = torch.stack([along[p].norm() for p in group["params"]]).norm().clamp(min=1e-30)
+            factor = self.norms.get(group.get("name", ""), 0.0) / length
             for parameter in group["params"]:
-                parameter.add_(along[parameter] * (self.norms.get(group.get("name", ""), 0.0) / length))
+                parameter.add_(along[parameter] * factor)
 
 
 @dataclass(frozen=True)
 class Blend:
-    """w = keep * w + add * fresh. With `fit`, only where it is False: the fit hypothesis of knowledge evolution stays."""
+    """w = keep * w + add * fresh, outside the fit hypothesis `fit` if given."""
 
     keep: float
     add: float
@@ -96,87 +82,85 @@ class Blend:
     fit: Masks | None = None
 
     @torch.no_grad()
-    def __call__(self, optimizer: torch.optim.Optimizer, groups: Sequence[Group], step: int) -> None:
+    def __call__(self, optimizer: Optimizer, groups: Sequence[Group], step: int) -> None:
         new = dict(zip(parameters(optimizer.param_groups), self.fresh(step), strict=True))
         for parameter in parameters(groups):
-            value = (
-                (self.keep * parameter + self.add * new[parameter].to(parameter)) if self.keep else self.add * new[parameter].to(parameter)
-            )
+            value = self.add * new[parameter].to(parameter)
+            value = self.keep * parameter + value if self.keep else value
             fit = None if self.fit is None else self.fit.keep.get(parameter)
             parameter.copy_(value if fit is None else torch.where(fit, parameter, value))
 
 
-def Reinitialize(fresh: Fresh, fit: Masks | None = None) -> Blend:
-    """Start again from fresh values: later layers (LLF, arXiv:2202.00155), the head (RIFLE, arXiv:2007.03349), or all that is not in the fit
-    hypothesis `fit` (knowledge evolution, arXiv:2103.05152)."""
+def reinitialize(fresh: Fresh, fit: Masks | None = None) -> Blend:
+    """Replace parameters: of later layers (LLF, arXiv:2202.00155), of the head (RIFLE,
+    arXiv:2007.03349), or outside `fit` (knowledge evolution, arXiv:2103.05152)."""
     return Blend(0.0, 1.0, fresh, fit)
 
 
-def Interpolate(eta: float, fresh: Fresh) -> Blend:
-    """Move a share `eta` of the way towards fresh parameters (Perturb-and-Revise, arXiv:2412.05279). eta = 1 starts from scratch."""
+def interpolate(eta: float, fresh: Fresh) -> Blend:
+    """Move the fraction `eta` towards fresh parameters (Perturb-and-Revise, arXiv:2412.05279)."""
     if not 0 <= eta <= 1:
-        raise ValueError(f"The interpolation share eta must lie in [0, 1], got {eta}.")
+        raise ValueError(f"The interpolation fraction eta must lie in [0, 1], got {eta}.")
     return Blend(1 - eta, eta, fresh)
 
 
-def ShrinkAndPerturb(shrink: float, perturb: float, fresh: Fresh) -> Blend:
-    """w = shrink * w + perturb * fresh (Ash and Adams, arXiv:1910.08475; theirs are 0.4 and 0.1)."""
+def shrink_and_perturb(shrink: float, perturb: float, fresh: Fresh) -> Blend:
+    """w = shrink * w + perturb * fresh (Ash and Adams, arXiv:1910.08475, with 0.4 and 0.1)."""
     return Blend(shrink, perturb, fresh)
 
 
 @dataclass(frozen=True)
 class Snapshot:
-    """Remember the parameters as they are."""
+    """Append a copy of the parameters to `into`."""
 
     into: Snapshots
 
-    def __call__(self, optimizer: torch.optim.Optimizer, groups: Sequence[Group], step: int) -> None:
+    def __call__(self, optimizer: Optimizer, groups: Sequence[Group], step: int) -> None:
         self.into.take(parameters(groups))
 
 
 @dataclass(frozen=True)
 class Rewind:
-    """Go back to a snapshot; what `masks` has pruned stays at zero (lottery tickets, arXiv:1803.03635)."""
+    """Restore the first snapshot; pruned weights stay zero (lottery tickets, arXiv:1803.03635)."""
 
     snapshots: Snapshots
-    index: int = 0
     masks: Masks | None = None
 
     @torch.no_grad()
-    def __call__(self, optimizer: torch.optim.Optimizer, groups: Sequence[Group], step: int) -> None:
+    def __call__(self, optimizer: Optimizer, groups: Sequence[Group], step: int) -> None:
         for parameter in parameters(groups):
-            parameter.copy_(self.snapshots.values[self.index][parameter])
+            parameter.copy_(self.snapshots.values[0][parameter])
         if self.masks is not None:
             self.masks.apply_()
 
 
 @dataclass(frozen=True)
 class Prune:
-    """Drop the `share` of the remaining weights with the lowest score, over all masked parameters together: they are zero from now on.
-
-    Scores: "magnitude" is |w| (arXiv:1803.03635); "increase" is |w| - |w at the first snapshot| (arXiv:1905.01067).
-    """
+    """Zero the `fraction` of the remaining weights with the lowest scores, over all masked
+    parameters together."""
 
     masks: Masks
-    share: float = 0.2
+    fraction: float = 0.2
     score: Literal["magnitude", "increase"] = "magnitude"
+    """|w| (arXiv:1803.03635), or |w| - |w at the first snapshot| (arXiv:1905.01067)."""
     snapshots: Snapshots | None = None
-    """Where the weights began; needed by "increase"."""
 
     def __post_init__(self) -> None:
-        if not 0 <= self.share < 1:
-            raise ValueError(f"The share to prune must lie in [0, 1), got {self.share}.")
+        if not 0 <= self.fraction < 1:
+            raise ValueError(f"The fraction to prune must lie in [0, 1), got {self.fraction}.")
         if self.score == "increase" and self.snapshots is None:
-            raise ValueError("The score 'increase' compares with where the weights began: give snapshots.")
+            raise ValueError("The score 'increase' needs the initial weights: pass snapshots.")
 
     @torch.no_grad()
-    def __call__(self, optimizer: torch.optim.Optimizer, groups: Sequence[Group], step: int) -> None:
+    def __call__(self, optimizer: Optimizer, groups: Sequence[Group], step: int) -> None:
         chosen = [p for p in parameters(groups) if p in self.masks.keep]
-        scores = {p: p.abs() - (self.snapshots.values[0][p].abs() if self.score == "increase" and self.snapshots else 0) for p in chosen}
+        initial = self.snapshots.values[0] if self.score == "increase" and self.snapshots else None
+        scores = {p: p.abs() - (initial[p].abs() if initial else 0) for p in chosen}
         left = torch.cat([scores[p][self.masks.keep[p]] for p in chosen])
         order = left.argsort(stable=True)
         stays = torch.ones_like(left, dtype=torch.bool)
-        stays[order[: round(self.share * len(left))]] = False
-        for p, part in zip(chosen, stays.split([int(self.masks.keep[p].sum()) for p in chosen]), strict=True):
+        stays[order[: round(self.fraction * len(left))]] = False
+        counts = [int(self.masks.keep[p].sum()) for p in chosen]
+        for p, part in zip(chosen, stays.split(counts), strict=True):
             self.masks.keep[p][self.masks.keep[p].clone()] = part
         self.masks.apply_()

@@ -5,10 +5,10 @@ from math import cos, log, pi
 
 
 def generation_cosine(period: int, warmup: int = 0, floor: float = 0.0) -> Callable[[int], float]:
-    """Factor on the learning rate for torch's LambdaLR: linear warm-up over `warmup` steps, then half a cosine from 1 to `floor`;
-    again every `period` steps, one generation each (SEAL restarts it so)."""
-    if period < 1 or not 0 <= warmup < period:
-        raise ValueError(f"A generation needs at least one step and a warm-up shorter than itself, got period {period}, warm-up {warmup}.")
+    """Factor on the learning rate for `ScaleRate` or torch's LambdaLR: linear warm-up, then half a
+    cosine from 1 to `floor`, restarted every `period` steps (SEAL)."""
+    if not 0 <= warmup < period:
+        raise ValueError(f"warmup must lie in [0, period={period}), got {warmup}.")
 
     def factor(step: int) -> float:
         at = step % period
@@ -20,10 +20,9 @@ def generation_cosine(period: int, warmup: int = 0, floor: float = 0.0) -> Calla
 
 
 def logarithmic_cooling(energy: float) -> Callable[[int], float]:
-    """T(t) = E / ln t with t = step + 2 (Todea, eq. 2.6): converges if E exceeds the critical height, and cools very slowly."""
+    """E / ln(step + 2) (Todea, eq. 2.6): converges, slowly, if E exceeds the critical height."""
     return lambda step: energy / log(step + 2)
 
 
 def geometric_cooling(initial: float, rate: float) -> Callable[[int], float]:
-    """T(t) = initial * rate^step: what is used in practice."""
     return lambda step: initial * rate**step

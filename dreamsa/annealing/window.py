@@ -1,11 +1,11 @@
-"""When: windows of optimizer steps."""
+"""When a rule applies: windows of optimizer steps."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class Window:
-    """The steps start <= step < start + length, again every `period` steps where one is given. Counted in optimizer steps."""
+    """Optimizer steps start <= step < start + length, repeated every `period` steps if given."""
 
     start: int = 0
     length: int = 1
@@ -13,21 +13,23 @@ class Window:
 
     def __post_init__(self) -> None:
         if self.start < 0 or self.length < 0:
-            raise ValueError(f"A window needs start >= 0 and length >= 0, got start {self.start}, length {self.length}.")
+            raise ValueError(
+                f"A window needs start >= 0 and length >= 0, got {self.start} and {self.length}."
+            )
         if self.period is not None and self.period < max(self.length, 1):
-            raise ValueError(f"A window of length {self.length} cannot repeat every {self.period} steps: it would overlap itself.")
+            raise ValueError(
+                f"A window of {self.length} steps would overlap itself every {self.period} steps."
+            )
 
     def is_active(self, step: int) -> bool:
         return 0 <= self._phase(step) < self.length
 
     def opens_at(self, step: int) -> bool:
-        """Whether `step` is the first of a window."""
+        """Whether `step` is the first step of a window."""
         return self.length > 0 and self._phase(step) == 0
 
     def closes_at(self, step: int) -> bool:
-        """Whether `step` is the first after a window."""
-        if self.length == 0 or step == 0:
-            return False
+        """Whether `step` is the first step after a window."""
         return self.is_active(step - 1) and (not self.is_active(step) or self.opens_at(step))
 
     def _phase(self, step: int) -> int:
