@@ -1,9 +1,11 @@
-"""Fields with known shapes and colours. A query takes points and directions, and gives density and colour."""
+"""Fields of known shapes and colours: (points, directions) -> (density, rgb)."""
 
 import numpy as np
 import torch
 
-RED, GREEN, BLUE, SAND = (torch.tensor(c) for c in ((0.8, 0.1, 0.1), (0.1, 0.6, 0.2), (0.1, 0.2, 0.7), (0.84, 0.67, 0.23)))
+RED, GREEN, BLUE, SAND = (
+    torch.tensor(c) for c in ((0.8, 0.1, 0.1), (0.1, 0.6, 0.2), (0.1, 0.2, 0.7), (0.84, 0.67, 0.23))
+)
 LOW, HIGH = np.full(3, -0.6), np.full(3, 0.6)
 
 
@@ -30,7 +32,9 @@ def without(solid, hole):
 
 
 def torus(ring=0.35, tube=0.12):
-    return lambda points: ((points[:, :2].norm(dim=1) - ring) ** 2 + points[:, 2] ** 2).sqrt() - tube
+    return lambda points: (
+        ((points[:, :2].norm(dim=1) - ring) ** 2 + points[:, 2] ** 2).sqrt() - tube
+    )
 
 
 def six_sides(points):
@@ -43,4 +47,4 @@ def six_sides(points):
 
 
 BRICK = field(box((-0.3, -0.35, 0.0), (0.5, 0.25, 0.3)), colour=six_sides)
-"""0.8 long (x), 0.6 wide (y), 0.3 high (z), around (0.1, -0.05, 0.15): no two extents alike, off the origin."""
+"""0.8 long (x), 0.6 wide (y), 0.3 high (z), centred at (0.1, -0.05, 0.15)."""

@@ -1,1 +1,1 @@
-"""Fields: a 3-D point to density and colour."""
+"""Radiance fields: a 3-D point to density and colour."""

@@ -1,15 +1,15 @@
-"""Directions as real spherical harmonics, for colours that depend on where they are seen from (Instant-NGP, sec. 5.4)."""
+"""Spherical harmonics encoding of viewing directions (Instant-NGP, sec. 5.4)."""
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 HARMONICS = 16
-"""Up to degree 3."""
+"""Number of basis functions up to degree 3."""
 
 
 def spherical_harmonics(directions: Float[Tensor, "n 3"]) -> Float[Tensor, "n 16"]:
-    """The orthonormal real harmonics of degrees 0 to 3 at unit vectors (Sloan 2008, app. A2)."""
+    """Orthonormal real spherical harmonics, degrees 0 to 3, of unit vectors (Sloan 2008, A2)."""
     x, y, z = directions.unbind(-1)
     xx, yy, zz = x * x, y * y, z * z
     return torch.stack(

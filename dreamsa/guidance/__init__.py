@@ -1,1 +1,1 @@
-"""Score models: an image and a text to a noise prediction. Knows no cameras beyond their angles."""
+"""Score models: an image and a text to a noise prediction."""

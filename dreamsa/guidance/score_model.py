@@ -1,24 +1,26 @@
-"""What the training loop needs of a diffusion model."""
+"""Interface between the training loop and a diffusion model."""
 
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
-from jaxtyping import Float, Float32, Int64
+from jaxtyping import Float, Float32
 from torch import Tensor
+
+from dreamsa.guidance.noise import Latents, Timesteps
 
 
 class GuidanceFailed(RuntimeError):
-    """The score model returned NaN or infinity, and too often to go on."""
+    """The score model returned NaN or infinity too often to continue."""
 
 
 @dataclass(frozen=True)
 class Condition:
-    """What a noise prediction is conditioned on, per view."""
+    """Condition of a noise prediction, per view."""
 
     positive: Float[Tensor, "b tokens width"]
-    """Embeddings of the wanted text."""
+    """Embeddings of the prompt."""
     negative: Float[Tensor, "b tokens width"]
-    """Embeddings of the negative (by default empty) prompt."""
+    """Embeddings of the negative prompt."""
     unwanted: Float[Tensor, "b k tokens width"] | None = None
     """Perp-Neg: embeddings of the other views' texts."""
     unwanted_weights: Float[Tensor, "b k"] | None = None
@@ -32,16 +34,12 @@ class ScoreModel(Protocol):
     alpha_bar: Float32[Tensor, "timesteps"]
     """Cumulative product of 1 - beta."""
 
-    def embed(self, texts: list[str]) -> Float[Tensor, "n tokens width"]:
-        """Text embeddings."""
-        ...
+    def embed(self, texts: list[str]) -> Float[Tensor, "n tokens width"]: ...
 
     def encode(self, images: Float[Tensor, "b 3 h w"]) -> Float32[Tensor, "b c latent_h latent_w"]:
-        """Images in [0, 1] to scaled latents, differentiable in the images."""
+        """Scaled latents of images in [0, 1], differentiable in the images."""
         ...
 
     def predict_noise(
-        self, noisy: Float[Tensor, "b c h w"], timesteps: Int64[Tensor, "b"], condition: Condition, guidance_scale: float
-    ) -> Float32[Tensor, "b c h w"]:
-        """The guided noise prediction for noisy latents."""
-        ...
+        self, noisy: Latents, timesteps: Timesteps, condition: Condition, guidance_scale: float
+    ) -> Float32[Tensor, "b c h w"]: ...

@@ -1,12 +1,17 @@
-"""The density that a field makes of its MLP's output."""
+"""Density activations."""
+
+from typing import get_args
 
 import pytest
 import torch
 
-from dreamsa.api import with_overrides
-from dreamsa.config import preset
-from dreamsa.fields.field import ACTIVATIONS, FieldConfig, HashField, density_of
+from dreamsa.config import Activation, FieldConfig
+from dreamsa.fields.field import HashField, density_of
+from dreamsa.presets import preset
 from dreamsa.randomness import generator_for
+from dreamsa.settings import with_overrides
+
+ACTIVATIONS = get_args(Activation)
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)
@@ -27,9 +32,13 @@ def test_the_exponential_is_one_where_softplus_is_log_two():
 def test_a_field_uses_the_activation_it_is_given():
     points, fields = torch.rand(50, 3) - 0.5, {}
     for activation in ACTIVATIONS:
-        field = HashField(FieldConfig(activation=activation, blob_density=0), generator_for(0, 0, "field"))
+        field = HashField(
+            FieldConfig(activation=activation, blob_density=0), generator_for(0, 0, "field")
+        )
         fields[activation] = field.query(points).density
-    torch.testing.assert_close(torch.log1p(fields["exp"]), fields["softplus"])  # softplus(x) = log(1 + exp(x))
+    torch.testing.assert_close(
+        torch.log1p(fields["exp"]), fields["softplus"]
+    )  # softplus(x) = log(1 + exp(x))
 
 
 def test_an_unknown_activation_is_refused():

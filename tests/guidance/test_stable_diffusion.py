@@ -5,14 +5,26 @@ import warnings
 
 import pytest
 import torch
-from diffusers import AutoencoderKL, AutoencoderTiny, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import (
+    AutoencoderKL,
+    AutoencoderTiny,
+    DDIMScheduler,
+    StableDiffusionPipeline,
+    UNet2DConditionModel,
+)
 from huggingface_hub.errors import LocalEntryNotFoundError
 from safetensors.torch import save_file
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from dreamsa import sds
+from dreamsa.config import TOYBOX, ModelConfig
 from dreamsa.guidance.score_model import Condition
-from dreamsa.guidance.stable_diffusion import ModelConfig, ModelNotFound, StableDiffusion, check_prompt_words, locate_model
+from dreamsa.guidance.stable_diffusion import (
+    ModelNotFound,
+    StableDiffusion,
+    absolute_paths,
+    check_prompt_words,
+    locate_model,
+)
 from dreamsa.toybox.tokenizer import new_tokenizer
 
 
@@ -21,22 +33,26 @@ def tiny_pipeline(prediction_type="epsilon", tiny_encoder=False):
     torch.manual_seed(0)
     tokenizer = new_tokenizer()
     text = CLIPTextConfig(
-        vocab_size=len(tokenizer), hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2,
-        max_position_embeddings=24, bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,
+        vocab_size=len(tokenizer), hidden_size=16, intermediate_size=16, num_hidden_layers=1,
+        num_attention_heads=2, max_position_embeddings=24,
+        bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,
     )  # fmt: skip
     unet = UNet2DConditionModel(
-        sample_size=8, in_channels=4, out_channels=4, block_out_channels=(8, 16), layers_per_block=1, cross_attention_dim=16,
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"), up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        sample_size=8, in_channels=4, out_channels=4, block_out_channels=(8, 16),
+        layers_per_block=1, cross_attention_dim=16,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
         attention_head_dim=2, norm_num_groups=4,
     )  # fmt: skip
     if tiny_encoder:
         vae = AutoencoderTiny(
-            encoder_block_out_channels=(8, 8), decoder_block_out_channels=(8, 8), num_encoder_blocks=(1, 1), num_decoder_blocks=(1, 1)
-        )
+            encoder_block_out_channels=(8, 8), decoder_block_out_channels=(8, 8),
+            num_encoder_blocks=(1, 1), num_decoder_blocks=(1, 1),
+        )  # fmt: skip
     else:
         vae = AutoencoderKL(
-            block_out_channels=(8, 8), down_block_types=("DownEncoderBlock2D",) * 2, up_block_types=("UpDecoderBlock2D",) * 2,
-            norm_num_groups=4, scaling_factor=0.31,
+            block_out_channels=(8, 8), down_block_types=("DownEncoderBlock2D",) * 2,
+            up_block_types=("UpDecoderBlock2D",) * 2, norm_num_groups=4, scaling_factor=0.31,
         )  # fmt: skip
     scheduler = DDIMScheduler(
         beta_schedule="scaled_linear",
@@ -46,7 +62,8 @@ def tiny_pipeline(prediction_type="epsilon", tiny_encoder=False):
         clip_sample=False,
         steps_offset=1,
     )
-    return StableDiffusionPipeline(vae, CLIPTextModel(text), tokenizer, unet, scheduler, None, None, requires_safety_checker=False)
+    parts = vae, CLIPTextModel(text), tokenizer, unet, scheduler, None, None
+    return StableDiffusionPipeline(*parts, requires_safety_checker=False)
 
 
 @pytest.fixture(scope="module", params=["epsilon", "v_prediction"])
@@ -66,7 +83,7 @@ def condition(model, n=2):
 
 
 def test_prediction_equals_the_unet_called_by_hand(model, rng):
-    """Two separate calls, converted with diffusers' own arithmetic: the halves of the batch are not mixed up."""
+    """Two calls, converted with diffusers' arithmetic: the batch keeps its order."""
     noisy, timesteps = torch.randn(2, 4, 8, 8, generator=rng), torch.tensor([40, 700])
     given = condition(model)
     parts = []
@@ -78,16 +95,17 @@ def test_prediction_equals_the_unet_called_by_hand(model, rng):
                 out = a.sqrt() * out + (1 - a).sqrt() * noisy
             parts.append(out)
     expected = parts[0] + 7.5 * (parts[1] - parts[0])
-    torch.testing.assert_close(model.predict_noise(noisy, timesteps, given, 7.5), expected, atol=1e-4, rtol=1e-4)
+    predicted = model.predict_noise(noisy, timesteps, given, 7.5)
+    torch.testing.assert_close(predicted, expected, atol=1e-4, rtol=1e-4)
 
 
 def test_perp_neg_with_zero_weights_is_plain_guidance(model, rng):
-    noisy, timesteps, plain = torch.randn(2, 4, 8, 8, generator=rng), torch.tensor([40, 700]), condition(model)
+    noisy, timesteps = torch.randn(2, 4, 8, 8, generator=rng), torch.tensor([40, 700])
+    plain = condition(model)
     unwanted = model.embed(["a duck", "a car"]).expand(2, -1, -1, -1)
     perp = Condition(plain.positive, plain.negative, unwanted, torch.zeros(2, 2))
-    torch.testing.assert_close(
-        model.predict_noise(noisy, timesteps, perp, 7.5), model.predict_noise(noisy, timesteps, plain, 7.5), atol=1e-4, rtol=1e-4
-    )
+    found, expected = (model.predict_noise(noisy, timesteps, c, 7.5) for c in (perp, plain))
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
 
 
 def test_encoder_is_differentiable_scaled_and_resizes(model):
@@ -98,23 +116,26 @@ def test_encoder_is_differentiable_scaled_and_resizes(model):
     assert images.grad is not None
     assert images.grad.abs().sum() > 0
     with torch.no_grad():
-        resized = torch.nn.functional.interpolate(images, (16, 16), mode="bilinear", align_corners=False, antialias=True)
+        resized = torch.nn.functional.interpolate(
+            images, (16, 16), mode="bilinear", align_corners=False, antialias=True
+        )
         by_hand = model.vae.encode(resized * 2 - 1).latent_dist.mean * 0.31
     torch.testing.assert_close(latents.detach(), by_hand)
 
 
-def test_a_step_never_decodes_and_trains_nothing_of_the_model(model, monkeypatch):
-    """threestudio decodes a full image every step and throws it away."""
+def test_guidance_never_decodes_and_trains_nothing_of_the_model(model, monkeypatch):
+    """threestudio decodes an unused image in every step."""
     monkeypatch.setattr(model.vae, "decode", lambda *a, **k: pytest.fail("decoded"))
     latents = model.encode(torch.rand(1, 3, 16, 16, requires_grad=True))
     predicted = model.predict_noise(latents, torch.tensor([5]), condition(model, 1), 7.5)
     assert not predicted.requires_grad
-    sds.sds_loss(latents, predicted).backward()
-    assert all(p.grad is None for part in (model.unet, model.vae, model.text_encoder) for p in part.parameters())
+    (latents * predicted).sum().backward()
+    parts = model.unet, model.vae, model.text_encoder
+    assert all(p.grad is None for part in parts for p in part.parameters())
 
 
-def test_a_long_prompt_works_with_a_warning_that_shows_what_is_lost(model):
-    with pytest.warns(UserWarning, match="not heard: .*duck"):
+def test_a_long_prompt_is_truncated_with_a_warning_that_shows_the_rest(model):
+    with pytest.warns(UserWarning, match="ignored: .*duck"):
         assert model.embed([" ".join(["a rabbit"] * 20) + " a duck"]).shape == (1, 24, 16)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -131,7 +152,8 @@ def test_half_precision_and_slicing_give_float32_predictions(folder):
     model = StableDiffusion.load(ModelConfig(str(folder), dtype="bfloat16", vae_slicing=True))
     latents = model.encode(torch.rand(2, 3, 16, 16))
     assert latents.dtype == torch.float32
-    assert model.predict_noise(latents, torch.tensor([1, 2]), condition(model), 5.0).dtype == torch.float32
+    predicted = model.predict_noise(latents, torch.tensor([1, 2]), condition(model), 5.0)
+    assert predicted.dtype == torch.float32
 
 
 def test_an_odd_prediction_type_is_refused(tmp_path):
@@ -141,9 +163,11 @@ def test_an_odd_prediction_type_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "name", ["./no/such", "/no/such", "runs/a/b", "nothere.safetensors", "~/missing", "just-a-word", "a b/c", "tests/mistyped"]
-)
-def test_a_mistyped_path_is_not_taken_for_a_hub_id(name, monkeypatch):
+    "name",
+    ["./no/such", "/no/such", "runs/a/b", "nothere.safetensors", "~/missing", "just-a-word",
+     "a b/c", "tests/mistyped"],
+)  # fmt: skip
+def test_a_mistyped_path_is_not_taken_for_a_hub_id(name):
     with pytest.raises(ModelNotFound, match=r"no model at|neither a path nor a Hub id"):
         locate_model(ModelConfig(name))
 
@@ -156,12 +180,12 @@ def test_a_hub_id_is_recognised_and_an_unreachable_one_explained(tmp_path, monke
         StableDiffusion.load(config)
 
 
-def test_an_empty_folder_and_half_a_model_are_told_apart(folder, tmp_path):
+def test_an_empty_folder_and_an_incomplete_model_have_different_errors(folder, tmp_path):
     with pytest.raises(ModelNotFound, match="not a Stable Diffusion"):
         locate_model(ModelConfig(str(tmp_path)))
     half = shutil.copytree(folder, tmp_path / "half")
     shutil.rmtree(half / "unet")
-    with pytest.raises(ModelNotFound, match="half a Stable Diffusion model: unet/ missing"):
+    with pytest.raises(ModelNotFound, match="incomplete Stable Diffusion model: unet/ missing"):
         locate_model(ModelConfig(str(half)))
 
 
@@ -183,40 +207,45 @@ def test_pickled_weights_are_never_read(folder, tmp_path):
     assert not (tmp_path / "exploded").exists()
 
 
-def test_the_names_in_model_index_decide_nothing(folder, tmp_path):
-    """diffusers' own loader would import what model_index.json names (CVE-2026-44513)."""
+def test_the_names_in_model_index_are_ignored(folder, tmp_path):
+    """diffusers' loader imports the names in model_index.json (CVE-2026-44513)."""
     model = shutil.copytree(folder, tmp_path / "model")
     (model / "evil.py").write_text(f"open({str(tmp_path / 'exploded')!r}, 'w')")
     index = json.loads((model / "model_index.json").read_text())
-    (model / "model_index.json").write_text(json.dumps({**index, "_class_name": "evil", "unet": ["evil", "Evil"]}))
+    index |= {"_class_name": "evil", "unet": ["evil", "Evil"]}
+    (model / "model_index.json").write_text(json.dumps(index))
     StableDiffusion.load(ModelConfig(str(model)))
     assert not (tmp_path / "exploded").exists()
 
 
 RESIDUAL = {
-    "norm1": "in_layers.0", "conv1": "in_layers.2", "norm2": "out_layers.0", "conv2": "out_layers.3", "time_emb_proj": "emb_layers.1",
-    "conv_shortcut": "skip_connection",
+    "norm1": "in_layers.0", "conv1": "in_layers.2", "norm2": "out_layers.0",
+    "conv2": "out_layers.3", "time_emb_proj": "emb_layers.1", "conv_shortcut": "skip_connection",
 }  # fmt: skip
 UNET = {
-    "down_blocks.0.resnets.0": "input_blocks.1.0", "down_blocks.0.downsamplers.0.conv": "input_blocks.2.0.op",
+    "down_blocks.0.resnets.0": "input_blocks.1.0",
+    "down_blocks.0.downsamplers.0.conv": "input_blocks.2.0.op",
     "down_blocks.1.resnets.0": "input_blocks.3.0", "down_blocks.1.attentions.0": "input_blocks.3.1",
-    "mid_block.resnets.0": "middle_block.0", "mid_block.attentions.0": "middle_block.1", "mid_block.resnets.1": "middle_block.2",
-    "up_blocks.0.resnets.0": "output_blocks.0.0", "up_blocks.0.attentions.0": "output_blocks.0.1",
-    "up_blocks.0.resnets.1": "output_blocks.1.0", "up_blocks.0.attentions.1": "output_blocks.1.1",
-    "up_blocks.0.upsamplers.0": "output_blocks.1.2", "up_blocks.1.resnets.0": "output_blocks.2.0", "up_blocks.1.resnets.1": "output_blocks.3.0",
-    "time_embedding.linear_1": "time_embed.0", "time_embedding.linear_2": "time_embed.2", "conv_in": "input_blocks.0.0",
-    "conv_norm_out": "out.0", "conv_out": "out.2",
+    "mid_block.resnets.0": "middle_block.0", "mid_block.attentions.0": "middle_block.1",
+    "mid_block.resnets.1": "middle_block.2", "up_blocks.0.resnets.0": "output_blocks.0.0",
+    "up_blocks.0.attentions.0": "output_blocks.0.1", "up_blocks.0.resnets.1": "output_blocks.1.0",
+    "up_blocks.0.attentions.1": "output_blocks.1.1",
+    "up_blocks.0.upsamplers.0": "output_blocks.1.2", "up_blocks.1.resnets.0": "output_blocks.2.0",
+    "up_blocks.1.resnets.1": "output_blocks.3.0",
+    "time_embedding.linear_1": "time_embed.0", "time_embedding.linear_2": "time_embed.2",
+    "conv_in": "input_blocks.0.0", "conv_norm_out": "out.0", "conv_out": "out.2",
 }  # fmt: skip
 VAE = {
-    "mid_block.resnets.0": "mid.block_1", "mid_block.resnets.1": "mid.block_2", "mid_block.attentions.0": "mid.attn_1",
-    "down_blocks": "down", "up_blocks.0": "up.1", "up_blocks.1": "up.0", "resnets": "block", "downsamplers.0": "downsample",
-    "upsamplers.0": "upsample", "conv_norm_out": "norm_out", "conv_shortcut": "nin_shortcut", "group_norm": "norm",
-    "to_q": "q", "to_k": "k", "to_v": "v", "to_out.0": "proj_out",
+    "mid_block.resnets.0": "mid.block_1", "mid_block.resnets.1": "mid.block_2",
+    "mid_block.attentions.0": "mid.attn_1", "down_blocks": "down", "up_blocks.0": "up.1",
+    "up_blocks.1": "up.0", "resnets": "block", "downsamplers.0": "downsample",
+    "upsamplers.0": "upsample", "conv_norm_out": "norm_out", "conv_shortcut": "nin_shortcut",
+    "group_norm": "norm", "to_q": "q", "to_k": "k", "to_v": "v", "to_out.0": "proj_out",
 }  # fmt: skip
 
 
 def original_layout(pipeline):
-    """The weights of `tiny_pipeline` under the names that Stable Diffusion was first published with."""
+    """The weights of `tiny_pipeline` with the names of the original Stable Diffusion."""
 
     def renamed(key, *tables):
         for table in tables:
@@ -224,66 +253,83 @@ def original_layout(pipeline):
                 key = key.replace(ours, original)
         return key
 
-    weights = {f"cond_stage_model.transformer.text_model.{key}": value for key, value in pipeline.text_encoder.state_dict().items()}
+    weights = {
+        f"cond_stage_model.transformer.text_model.{key}": value
+        for key, value in pipeline.text_encoder.state_dict().items()
+    }
     for key, value in pipeline.unet.state_dict().items():
-        weights["model.diffusion_model." + renamed(key, *([RESIDUAL] if ".resnets." in key else []), UNET)] = value
+        tables = (RESIDUAL, UNET) if ".resnets." in key else (UNET,)
+        weights["model.diffusion_model." + renamed(key, *tables)] = value
     for key, value in pipeline.vae.state_dict().items():
-        convolution = value.ndim == 2  # attention was made of 1 x 1 convolutions
-        weights["first_stage_model." + renamed(key, VAE)] = value[:, :, None, None] if convolution else value
+        # attention consisted of 1 x 1 convolutions
+        value = value[:, :, None, None] if value.ndim == 2 else value
+        weights["first_stage_model." + renamed(key, VAE)] = value
     return {key: value.contiguous() for key, value in weights.items()}
 
 
 @pytest.fixture(scope="module")
 def single(tmp_path_factory):
-    """(whole folder, single file, folder with the configurations and the tokenizer only)."""
+    """(complete folder, single file, folder with configurations and tokenizer only)."""
     path, pipeline = tmp_path_factory.mktemp("single"), tiny_pipeline("v_prediction")
-    pipeline.save_pretrained(path / "whole")
+    pipeline.save_pretrained(path / "complete")
     save_file(original_layout(pipeline), path / "one.safetensors")
-    shutil.copytree(path / "whole", path / "parts", ignore=shutil.ignore_patterns("*.safetensors"))
-    return path / "whole", path / "one.safetensors", path / "parts"
+    shutil.copytree(
+        path / "complete", path / "parts", ignore=shutil.ignore_patterns("*.safetensors")
+    )
+    return path / "complete", path / "one.safetensors", path / "parts"
 
 
 def test_a_single_file_is_the_model_of_its_folder(single, rng):
-    whole, file, parts = single
-    one, other = StableDiffusion.load(ModelConfig(str(file), parts=str(parts))), StableDiffusion.load(ModelConfig(str(whole)))
+    complete, file, parts = single
+    one = StableDiffusion.load(ModelConfig(str(file), parts=str(parts)))
+    other = StableDiffusion.load(ModelConfig(str(complete)))
     for name in ("text_encoder", "vae", "unet"):
         found, wanted = getattr(one, name).state_dict(), getattr(other, name).state_dict()
         assert found.keys() == wanted.keys()
         assert all(torch.equal(found[key], wanted[key]) for key in wanted)
     assert (one.predicts_v, one.image_size, one.source) == (True, other.image_size, str(file))
     noisy, timesteps = torch.randn(2, 4, 8, 8, generator=rng), torch.tensor([40, 700])
-    predicted = [model.predict_noise(noisy, timesteps, condition(model), 7.5) for model in (one, other)]
+    predicted = (m.predict_noise(noisy, timesteps, condition(m), 7.5) for m in (one, other))
     torch.testing.assert_close(*predicted)
 
 
-def test_a_single_file_without_its_parts_asks_the_hub_unless_told_not_to(single, monkeypatch):
-    asked = []
+def test_a_single_file_without_parts_contacts_the_hub_unless_offline(single, monkeypatch):
+    requested = []
 
     def nothing(name, local_files_only, **_):
-        asked.append((name, local_files_only))
+        requested.append((name, local_files_only))
         raise LocalEntryNotFoundError("not in the cache")
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", nothing)
     for offline in (False, True):
-        with pytest.raises(ModelNotFound, match=r"Cannot load the model .*one.safetensors': not in the cache"):
+        with pytest.raises(ModelNotFound, match=r"model .*one.safetensors': not in the cache"):
             StableDiffusion.load(ModelConfig(str(single[1]), offline=offline))
-    assert asked == [("stable-diffusion-v1-5/stable-diffusion-v1-5", False), ("stable-diffusion-v1-5/stable-diffusion-v1-5", True)]
+    name = "stable-diffusion-v1-5/stable-diffusion-v1-5"
+    assert requested == [(name, False), (name, True)]
 
 
 @pytest.mark.parametrize(
     ("kept", "says"),
-    [("lora", "CLIP"), ("cond_stage_model", "AutoencoderKL|UNet2DConditionModel"), ("", "Unable to load weights")],
+    [
+        ("lora", "CLIP"),
+        ("cond_stage_model", "AutoencoderKL|UNet2DConditionModel"),
+        ("", "Unable to load weights"),
+    ],
 )
-def test_a_single_file_that_is_no_whole_model_is_one_sentence(single, tmp_path, kept, says):
+def test_an_incomplete_single_file_raises_one_sentence(single, tmp_path, kept, says):
     _, _, parts = single
     file = tmp_path / "odd.safetensors"
-    weights = {key: value for key, value in original_layout(tiny_pipeline()).items() if key.startswith(kept)}
-    save_file(weights or {"lora": torch.ones(2)}, file) if kept else file.write_bytes(b"not weights")
+    weights = original_layout(tiny_pipeline())
+    weights = {key: value for key, value in weights.items() if key.startswith(kept)}
+    if kept:
+        save_file(weights or {"lora": torch.ones(2)}, file)
+    else:
+        file.write_bytes(b"not weights")
     with pytest.raises(ModelNotFound, match=f"Cannot load the model '{file}': .*({says})"):
         StableDiffusion.load(ModelConfig(str(file), parts=str(parts)))
 
 
-def test_the_names_in_the_parts_model_index_decide_nothing(single, tmp_path, monkeypatch):
+def test_the_names_in_the_parts_model_index_are_ignored(single, tmp_path, monkeypatch):
     _, file, parts = single
     (tmp_path / "evil.py").write_text(f"open({str(tmp_path / 'exploded')!r}, 'w')")
     monkeypatch.syspath_prepend(tmp_path)
@@ -294,18 +340,19 @@ def test_the_names_in_the_parts_model_index_decide_nothing(single, tmp_path, mon
     assert not (tmp_path / "exploded").exists()
 
 
-def test_a_model_that_lists_its_words_refuses_prompts_without_any(folder, tmp_path):
+def test_a_model_with_a_vocabulary_refuses_other_prompts(folder, tmp_path):
     model = shutil.copytree(folder, tmp_path / "model")
-    (model / "vocabulary.json").write_text(json.dumps({"objects": ["rabbit", "gas can"], "colours": ["purple"]}))
+    words = {"objects": ["rabbit", "gas can"], "colours": ["purple"]}
+    (model / "vocabulary.json").write_text(json.dumps(words))
     config = ModelConfig(str(model))
     check_prompt_words("a fluffy purple rabbit", config)
     check_prompt_words("an ebony Gas Can", config)
-    with pytest.raises(ValueError, match=r"no words for 'a castle'. It knows: rabbit, gas can; .*--model"):
+    with pytest.raises(ValueError, match=r"'a castle'. It knows: rabbit, gas can; .*--model"):
         check_prompt_words("a castle", config)
     check_prompt_words("a castle", ModelConfig(str(folder)))
 
 
-def test_a_process_keeps_the_model_that_it_loaded_last_and_no_other(folder, tmp_path):
+def test_a_process_caches_one_model(folder, tmp_path):
     other = tmp_path / "other"
     shutil.copytree(folder, other)
     first = StableDiffusion.shared(ModelConfig(str(folder)))
@@ -314,6 +361,35 @@ def test_a_process_keeps_the_model_that_it_loaded_last_and_no_other(folder, tmp_
     first = StableDiffusion.shared(ModelConfig(str(folder)))
     weights = next(other.glob("unet/*.safetensors"))
     kept = StableDiffusion.shared(ModelConfig(str(other)))
-    os.utime(weights, ns=(1, 1))  # trained anew
+    os.utime(weights, ns=(1, 1))  # retrained
     assert StableDiffusion.shared(ModelConfig(str(other))) is not kept
     assert StableDiffusion.shared(ModelConfig(str(folder))) is not first
+
+
+def test_every_name_of_a_device_has_the_same_cached_model(folder, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(StableDiffusion, "load", lambda config, device: (config, device))
+    config = ModelConfig(str(folder))
+    first = StableDiffusion.shared(config, "cuda")
+    for device in ("cuda:0", torch.device("cuda"), torch.device("cuda:0"), "auto"):
+        assert StableDiffusion.shared(config, device) is first
+    assert StableDiffusion.shared(config) is not first
+
+
+def test_local_names_become_absolute_and_hub_ids_stay(tmp_path, monkeypatch):
+    for name in ("model", "parts", "toybox"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "one.safetensors").touch()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    local = ModelConfig("./one.safetensors", parts="parts", encoder="~/model")
+    path = tmp_path.resolve()
+    assert absolute_paths(local) == ModelConfig(
+        str(path / "one.safetensors"), parts=str(path / "parts"), encoder=str(path / "model")
+    )
+    remote = ModelConfig("owner/model", parts="owner/parts", encoder="owner/encoder")
+    for config in (remote, ModelConfig(TOYBOX), ModelConfig("missing/folder/model")):
+        assert absolute_paths(config) == config
+    assert absolute_paths(absolute_paths(local)) == absolute_paths(local)

@@ -3,21 +3,13 @@ import math
 import pytest
 import torch
 
-from dreamsa.render import kernels
-from dreamsa.render.cameras import orbit
-from dreamsa.render.occupancy import OccupancyGrid
-from dreamsa.render.volume import (
-    RenderConfig,
-    accumulate,
-    composite_torch,
-    cube_bounds,
-    kernels_for,
-    march_torch,
-    render,
-    resolve_kernels,
-    sample_weights,
-    visible_torch,
-)
+from dreamsa.config import RenderConfig
+from dreamsa.rendering import kernels_numba, kernels_torch
+from dreamsa.rendering.cameras import orbit
+from dreamsa.rendering.kernels import kernels_for, resolve_kernels
+from dreamsa.rendering.kernels_torch import accumulate, sample_weights
+from dreamsa.rendering.occupancy import OccupancyGrid
+from dreamsa.rendering.volume import cube_bounds, render
 
 
 def ball(radius=0.4, density=200.0, colour=(0.2, 0.6, 0.9)):
@@ -36,7 +28,9 @@ def full_grid(radius=0.6, resolution=16):
 
 def rays(n, rng):
     origins = torch.nn.functional.normalize(torch.randn(n, 3, generator=rng), dim=-1) * 1.5
-    directions = torch.nn.functional.normalize(0.4 * torch.randn(n, 3, generator=rng) - origins, dim=-1)
+    directions = torch.nn.functional.normalize(
+        0.4 * torch.randn(n, 3, generator=rng) - origins, dim=-1
+    )
     return origins, directions
 
 
@@ -48,7 +42,7 @@ def packed(rng, rays=50, longest=20):
 
 
 def loop_weights(depth, starts):
-    """Max 1995, one ray and one sample at a time: transmittance so far times the sample's own opacity."""
+    """Max 1995, one sample at a time: transmittance times opacity."""
     weights = torch.zeros_like(depth)
     for ray in range(len(starts) - 1):
         transmittance = 1.0
@@ -64,7 +58,9 @@ def test_weights_equal_a_double_loop(rng):
     depth = torch.rand(n, generator=rng, dtype=torch.float64) * 2
     expected = loop_weights(depth, starts)
     torch.testing.assert_close(sample_weights(depth, starts), expected)
-    torch.testing.assert_close(kernels.SampleWeights.apply(depth, starts), expected)
+    eye = torch.eye(n, dtype=torch.float64)
+    found = kernels_numba.composite(depth, eye, starts)
+    torch.testing.assert_close(found, accumulate(expected, eye, starts))
 
 
 def test_weights_of_a_ray_sum_to_its_opacity(rng):
@@ -72,23 +68,29 @@ def test_weights_of_a_ray_sum_to_its_opacity(rng):
     depth = torch.rand(n, 1, generator=rng, dtype=torch.float64)
     weights = sample_weights(depth[:, 0], starts)
     total = accumulate(torch.ones(n, dtype=torch.float64), depth, starts)[:, 0]
-    torch.testing.assert_close(accumulate(weights, torch.ones(n, 1, dtype=torch.float64), starts)[:, 0], 1 - (-total).exp())
+    torch.testing.assert_close(
+        accumulate(weights, torch.ones(n, 1, dtype=torch.float64), starts)[:, 0], 1 - (-total).exp()
+    )
 
 
 def test_packed_weights_keep_their_precision_over_many_rays(rng):
-    """A global float32 running sum over 1e5 dense samples would lose 1e-3; each ray must equal itself alone."""
+    """A float32 cumulative sum over 1e5 dense samples loses 1e-3."""
     starts = torch.arange(0, 100_001, 50)
     depth = torch.full((100_000,), 3.0)
     together = sample_weights(depth, starts)
-    torch.testing.assert_close(together[-50:], sample_weights(depth[:50], starts[:2]), atol=1e-7, rtol=0)
+    torch.testing.assert_close(
+        together[-50:], sample_weights(depth[:50], starts[:2]), atol=1e-7, rtol=0
+    )
 
 
 def test_gradients_of_both_backends_agree_and_are_exact(rng):
     starts, n = packed(rng, rays=6, longest=5)
     depth = torch.rand(n, generator=rng, dtype=torch.float64, requires_grad=True)
     values = torch.rand(n, 4, generator=rng, dtype=torch.float64, requires_grad=True)
-    for composite in (composite_torch, kernels.composite):
-        assert torch.autograd.gradcheck(lambda d, v, composite=composite: composite(d, v, starts), (depth, values))
+    for composite in (kernels_torch.composite, kernels_numba.composite):
+        assert torch.autograd.gradcheck(
+            lambda d, v, composite=composite: composite(d, v, starts), (depth, values)
+        )
 
 
 @pytest.mark.parametrize("fill", [0.0, 0.3, 1.0])
@@ -97,21 +99,23 @@ def test_numba_march_equals_torch_march(rng, fill):
     origins, directions = rays(300, rng)
     near, far = cube_bounds(origins, directions, 0.6)
     first = torch.rand(300, generator=rng)
-    expected = march_torch(occupied, 0.6, origins, directions, near, far, first, 0.02)
-    found = kernels.march(occupied, 0.6, origins, directions, near, far, first, 0.02)
-    assert len(found[1]) == pytest.approx(len(expected[1]), abs=len(expected[1]) // 500)  # a sample on a cell's face may round either way
+    expected = kernels_torch.march(occupied, 0.6, origins, directions, near, far, first, 0.02)
+    found = kernels_numba.march(occupied, 0.6, origins, directions, near, far, first, 0.02)
+    assert len(found[1]) == pytest.approx(
+        len(expected[1]), abs=len(expected[1]) // 500
+    )  # a sample on a cell's face may round either way
     if fill in (0.0, 1.0):
         assert torch.equal(found[0], expected[0])
         torch.testing.assert_close(found[1], expected[1])
 
 
-def test_kernels_are_the_devices_and_torchs_where_it_has_none(monkeypatch):
+def test_kernels_fit_the_device_and_fall_back_to_torch(monkeypatch):
     cpu, gpu = torch.device("cpu"), torch.device("cuda")
-    assert kernels_for(cpu).march is kernels.march
-    assert kernels_for(cpu, "torch").march is march_torch
-    monkeypatch.setattr("dreamsa.render.volume.why_not", lambda module, device: "no C compiler")
+    assert kernels_for(cpu).march is kernels_numba.march
+    assert kernels_for(cpu, "torch").march is kernels_torch.march
+    monkeypatch.setattr("dreamsa.rendering.kernels.triton_problem", lambda probe, device: "no cc")
     assert kernels_for(gpu) == kernels_for(cpu, "torch")
-    assert resolve_kernels(gpu) == ("torch", "no Triton: no C compiler")
+    assert resolve_kernels(gpu) == ("torch", "no Triton: no cc")
     assert resolve_kernels(cpu) == ("numba", "the device is a CPU")
 
 
@@ -126,50 +130,83 @@ def test_cube_bounds_hit_and_miss():
 
 def test_a_solid_ball_renders_as_a_disc_of_the_right_size_depth_and_colour():
     cameras, config = orbit([0.0, 70.0], 20.0, distance=1.5, focal=1.1), RenderConfig(samples=400)
-    view = render(ball(), full_grid(), cameras, 64, config, torch.ones(3))
+    image = render(ball(), full_grid(), cameras, 64, config, torch.ones(3))
     tangent = math.tan(math.asin(0.4 / 1.5)) * 1.1  # of the silhouette, in image widths
-    assert view.opacity.mean().item() == pytest.approx(math.pi * tangent**2, rel=0.03)
-    assert view.depth[:, 31:33, 31:33].mean().item() == pytest.approx(1.1, abs=0.02)
-    torch.testing.assert_close(view.rgb[0, :, 32, 32], torch.tensor([0.2, 0.6, 0.9]), atol=2e-3, rtol=0)
-    torch.testing.assert_close(view.rgb[0, :, 0, 0], torch.ones(3))
-    assert view.depth[0, 0, 0] == 0
+    assert image.opacity.mean().item() == pytest.approx(math.pi * tangent**2, rel=0.03)
+    assert image.depth[:, 31:33, 31:33].mean().item() == pytest.approx(1.1, abs=0.02)
+    torch.testing.assert_close(
+        image.rgb[0, :, 32, 32], torch.tensor([0.2, 0.6, 0.9]), atol=2e-3, rtol=0
+    )
+    torch.testing.assert_close(image.rgb[0, :, 0, 0], torch.ones(3))
+    assert image.depth[0, 0, 0] == 0
 
 
-def test_both_backends_render_the_same_picture(rng):
+def test_both_backends_render_the_same_image(rng):
     cameras, jitter = orbit([10.0, 200.0]), torch.rand(2, 32, 32, generator=rng)
     background = torch.rand(2, 3, generator=rng)
     views = [
-        render(ball(density=20.0), full_grid(), cameras, 32, RenderConfig(kernels=name), background, jitter) for name in ("auto", "torch")
+        render(
+            ball(density=20.0),
+            full_grid(),
+            cameras,
+            32,
+            RenderConfig(kernels=name),
+            background,
+            jitter,
+        )
+        for name in ("auto", "torch")
     ]
     torch.testing.assert_close(views[0].rgb, views[1].rgb, atol=1e-4, rtol=0)
     torch.testing.assert_close(views[0].depth, views[1].depth, atol=1e-3, rtol=0)
 
 
 def test_an_empty_scene_is_its_background_and_keeps_the_graph():
-    """No sample at all must neither crash nor cut the step off from the parameters."""
+    """Without any sample the image stays differentiable in the parameters."""
     grid = full_grid()
     grid.occupied[:] = False
     scale = torch.ones(1, requires_grad=True)
-    view = render(lambda p, d: (scale * p[:, 0], p), grid, orbit([0.0]), 16, RenderConfig(), torch.tensor([0.1, 0.2, 0.3]))
-    assert view.samples == 0
-    torch.testing.assert_close(view.rgb[0, :, 5, 5], torch.tensor([0.1, 0.2, 0.3]))
-    (view.rgb.sum() + view.opacity.sum()).backward()
+    image = render(
+        lambda p, d: (scale * p[:, 0], p),
+        grid,
+        orbit([0.0]),
+        16,
+        RenderConfig(),
+        torch.tensor([0.1, 0.2, 0.3]),
+    )
+    assert image.samples == 0
+    torch.testing.assert_close(image.rgb[0, :, 5, 5], torch.tensor([0.1, 0.2, 0.3]))
+    (image.rgb.sum() + image.opacity.sum()).backward()
     assert scale.grad is None or scale.grad.item() == 0
 
 
-def test_orientation_loss_is_for_surfaces_that_face_away():
-    """A ball's visible half faces the camera; the same ball as a hollow whose density rises outwards does not."""
-    soft = lambda sign: lambda p, d: (torch.sigmoid(sign * 40 * (0.4 - p.norm(dim=-1))) * 30, p * 0 + 0.5)  # noqa: E731
-    values = [
-        render(soft(s), full_grid(), orbit([0.0]), 32, RenderConfig(), torch.ones(3), orientation=True).orientation.item() for s in (1, -1)
-    ]
+def test_orientation_loss_penalises_surfaces_that_face_away():
+    """The visible half of a ball faces the camera, that of a hollow does not."""
+
+    def orientation(sign):
+        def query(points, directions):
+            inside = sign * (0.4 - points.norm(dim=-1))
+            return torch.sigmoid(40 * inside) * 30, points * 0 + 0.5
+
+        config, cameras = RenderConfig(), orbit([0.0])
+        image = render(query, full_grid(), cameras, 32, config, torch.ones(3), orientation=True)
+        return image.orientation.item()
+
+    values = [orientation(sign) for sign in (1, -1)]
     assert values[0] < 0.05 * values[1]
     assert values[1] > 0
 
 
 def test_lambertian_light_makes_the_far_side_darker_and_textureless_hides_colour():
     lit, white = (
-        render(ball(), full_grid(), orbit([90.0]), 32, RenderConfig(shading=name), torch.ones(3), light=torch.tensor([[1.0, 0, 0]]))
+        render(
+            ball(),
+            full_grid(),
+            orbit([90.0]),
+            32,
+            RenderConfig(shading=name),
+            torch.ones(3),
+            light=torch.tensor([[1.0, 0, 0]]),
+        )
         for name in ("lambertian", "textureless")
     )
     row = lit.rgb[0, 2, 16, 8:24]  # seen from +y, +x lies to the left
@@ -180,15 +217,17 @@ def test_lambertian_light_makes_the_far_side_darker_and_textureless_hides_colour
 def test_occupancy_skips_empty_space_and_keeps_a_margin(rng):
     grid = full_grid(resolution=24)
     grid.refresh(lambda p: ball(0.3)(p)[0], rng)
-    share = grid.occupied.float().mean().item()
-    assert 0.06 < share < 0.4
-    before = render(ball(0.3), full_grid(resolution=24), orbit([30.0]), 32, RenderConfig(), torch.ones(3))
+    fraction = grid.occupied.float().mean().item()
+    assert 0.06 < fraction < 0.4
+    before = render(
+        ball(0.3), full_grid(resolution=24), orbit([30.0]), 32, RenderConfig(), torch.ones(3)
+    )
     after = render(ball(0.3), grid, orbit([30.0]), 32, RenderConfig(), torch.ones(3))
     torch.testing.assert_close(before.rgb, after.rgb, atol=1e-5, rtol=0)
     assert after.samples < before.samples / 2
 
 
-def test_occupancy_forgets_slowly_by_update_and_at_once_by_refresh(rng):
+def test_occupancy_decays_on_update_and_is_rebuilt_on_refresh(rng):
     grid = full_grid()
     grid.refresh(lambda p: ball(0.3)(p)[0], rng)
     nothing = lambda p: p[:, 0] * 0  # noqa: E731
@@ -198,27 +237,50 @@ def test_occupancy_forgets_slowly_by_update_and_at_once_by_refresh(rng):
     assert not grid.occupied.any()
 
 
-def test_leaving_hidden_samples_out_changes_neither_picture_nor_gradient(rng):
+def test_culling_changes_neither_image_nor_gradient(rng):
     strength = torch.tensor(60.0, requires_grad=True)
 
     def query(points, directions=None):
         return torch.sigmoid(30 * (0.4 - points.norm(dim=-1))) * strength, points.abs()
 
     results = []
-    for hidden in (0.0, 1e-4):
-        view = render(query, full_grid(), orbit([20.0]), 32, RenderConfig(hidden=hidden), torch.ones(3))
-        results.append((view.rgb.detach(), torch.autograd.grad(view.rgb.square().sum(), strength)[0], view.samples))
+    for limit in (0.0, 1e-4):
+        image = render(
+            query,
+            full_grid(),
+            orbit([20.0]),
+            32,
+            RenderConfig(min_transmittance=limit),
+            torch.ones(3),
+        )
+        results.append(
+            (
+                image.rgb.detach(),
+                torch.autograd.grad(image.rgb.square().sum(), strength)[0],
+                image.samples,
+            )
+        )
     torch.testing.assert_close(results[0][0], results[1][0], atol=2e-4, rtol=0)
     torch.testing.assert_close(results[0][1], results[1][1], atol=1e-3, rtol=0.02)
     assert results[1][2] < 0.8 * results[0][2]
 
 
 @pytest.mark.parametrize("threshold", [1e-3, 0.5])
-def test_hidden_samples_are_the_same_for_both_backends(rng, threshold):
+def test_both_backends_cull_the_same_samples(rng, threshold):
     starts, n = packed(rng)
     depth = torch.rand(n, generator=rng, dtype=torch.float64)
-    assert torch.equal(kernels.visible(depth, starts, threshold), visible_torch(depth, starts, threshold))
-    transmittance_left = 1 - torch.stack([loop_weights(depth, starts)[starts[r] : starts[r + 1]].sum() for r in range(len(starts) - 1)])
+    assert torch.equal(
+        kernels_numba.visible(depth, starts, threshold),
+        kernels_torch.visible(depth, starts, threshold),
+    )
+    transmittance_left = 1 - torch.stack(
+        [
+            loop_weights(depth, starts)[starts[r] : starts[r + 1]].sum()
+            for r in range(len(starts) - 1)
+        ]
+    )
     last = starts[1:][starts.diff() > 0] - 1
     before_last = transmittance_left[starts.diff() > 0] / (-depth[last]).exp()
-    assert torch.equal(visible_torch(depth, starts, threshold)[last], before_last > threshold)
+    assert torch.equal(
+        kernels_torch.visible(depth, starts, threshold)[last], before_last > threshold
+    )

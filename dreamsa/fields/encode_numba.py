@@ -1,14 +1,15 @@
-"""The hash encoding on a CPU: numba kernels, levels in parallel, gradients bit-identical for every number of threads."""
+"""The hash encoding on a CPU (numba). Gradients are bit-identical for every number of threads."""
+
+from functools import partial
 
 import numpy as np
-import torch
 from numba import njit, prange
 from torch import Tensor
 
-from dreamsa.fields.hashgrid import Encode, HashGridConfig
+from dreamsa.fields.layout import Encode, Layout, differentiable
 
 CHUNK = 8192
-"""Points per forward task: enough to keep a level's table in the cache."""
+"""Points per forward task: large enough to reuse a level's table in the cache."""
 _FAST = {"reassoc", "contract", "arcp", "nsz"}
 
 
@@ -18,16 +19,23 @@ def _rows_and_weights(points, i, scale, resolution, offset, size, dense, rows, w
     px = points[i, 0] * scale + np.float32(0.5)
     py = points[i, 1] * scale + np.float32(0.5)
     pz = points[i, 2] * scale + np.float32(0.5)
-    x, y, z = np.int32(px), np.int32(py), np.int32(pz)  # positions are positive, so this is floor
+    x, y, z = np.int32(px), np.int32(py), np.int32(pz)  # floor, because positions are positive
     fx, fy, fz = px - np.float32(x), py - np.float32(y), pz - np.float32(z)
     gx, gy, gz = np.float32(1) - fx, np.float32(1) - fy, np.float32(1) - fz
-    weights[0], weights[1], weights[2], weights[3] = gx * gy * gz, gx * gy * fz, gx * fy * gz, gx * fy * fz
-    weights[4], weights[5], weights[6], weights[7] = fx * gy * gz, fx * gy * fz, fx * fy * gz, fx * fy * fz
+    weights[0] = gx * gy * gz
+    weights[1] = gx * gy * fz
+    weights[2] = gx * fy * gz
+    weights[3] = gx * fy * fz
+    weights[4] = fx * gy * gz
+    weights[5] = fx * gy * fz
+    weights[6] = fx * fy * gz
+    weights[7] = fx * fy * fz
     if dense:
         row = np.int64(x) + resolution * (np.int64(y) + resolution * np.int64(z))
         for corner in range(8):
-            index = row + (corner >> 2 & 1) + resolution * ((corner >> 1 & 1) + resolution * (corner & 1))
-            while index >= size:  # a point on the cube's far faces wraps around, as in tiny-cuda-nn
+            dx, dy, dz = corner >> 2 & 1, corner >> 1 & 1, corner & 1
+            index = row + dx + resolution * (dy + resolution * dz)
+            while index >= size:  # points on the cube's far faces wrap around, as in tiny-cuda-nn
                 index -= size
             rows[corner] = np.uint64(offset + index)
     else:
@@ -36,10 +44,14 @@ def _rows_and_weights(points, i, scale, resolution, offset, size, dense, rows, w
         y1, z1 = y0 + np.uint32(2654435761), z0 + np.uint32(805459861)
         x0, x1 = np.uint32(x), np.uint32(x + 1)
         first = np.uint64(offset)
-        rows[0], rows[1] = first + np.uint64((x0 ^ y0 ^ z0) & mask), first + np.uint64((x0 ^ y0 ^ z1) & mask)
-        rows[2], rows[3] = first + np.uint64((x0 ^ y1 ^ z0) & mask), first + np.uint64((x0 ^ y1 ^ z1) & mask)
-        rows[4], rows[5] = first + np.uint64((x1 ^ y0 ^ z0) & mask), first + np.uint64((x1 ^ y0 ^ z1) & mask)
-        rows[6], rows[7] = first + np.uint64((x1 ^ y1 ^ z0) & mask), first + np.uint64((x1 ^ y1 ^ z1) & mask)
+        rows[0] = first + np.uint64((x0 ^ y0 ^ z0) & mask)
+        rows[1] = first + np.uint64((x0 ^ y0 ^ z1) & mask)
+        rows[2] = first + np.uint64((x0 ^ y1 ^ z0) & mask)
+        rows[3] = first + np.uint64((x0 ^ y1 ^ z1) & mask)
+        rows[4] = first + np.uint64((x1 ^ y0 ^ z0) & mask)
+        rows[5] = first + np.uint64((x1 ^ y0 ^ z1) & mask)
+        rows[6] = first + np.uint64((x1 ^ y1 ^ z0) & mask)
+        rows[7] = first + np.uint64((x1 ^ y1 ^ z1) & mask)
 
 
 @njit(cache=True, parallel=True, fastmath=_FAST)
@@ -54,7 +66,7 @@ def _forward(points, table, scales, resolutions, offsets, dense, out):
         for i in range(chunk * CHUNK, min((chunk + 1) * CHUNK, len(points))):
             _rows_and_weights(points, i, scale, resolution, offset, size, is_dense, rows, weights)
             column = level * features
-            if features == 2:  # the usual case, with sums in registers
+            if features == 2:  # the default, with sums in registers
                 first, second = np.float32(0), np.float32(0)
                 for corner in range(8):
                     first += weights[corner] * table[rows[corner], 0]
@@ -69,8 +81,8 @@ def _forward(points, table, scales, resolutions, offsets, dense, out):
 
 
 @njit(cache=True, parallel=True, fastmath=_FAST)
-def _backward_table(points, upstream, scales, resolutions, offsets, dense, grad):
-    """One task per level: no two tasks share an entry, and each adds in the order of the points."""
+def _backward(points, upstream, scales, resolutions, offsets, dense, grad):
+    """One task per level: tasks share no entries, and each sums in the order of the points."""
     levels, features = len(scales), grad.shape[1]
     for level in prange(levels):
         scale, resolution, offset = scales[level], resolutions[level], offsets[level]
@@ -90,33 +102,15 @@ def _backward_table(points, upstream, scales, resolutions, offsets, dense, grad)
                         grad[rows[corner], f] += weights[corner] * upstream[i, column + f]
 
 
-def encode_numba(config: HashGridConfig) -> Encode:
-    """The encoding for float32 CPU tensors; differentiable in the table, not in the points."""
-    scales = np.array(config.scales, dtype=np.float32)
-    resolutions = np.array(config.resolutions, dtype=np.int64)
-    offsets = np.array(config.offsets, dtype=np.int64)
-    dense = np.array([config.is_dense(level) for level in range(config.levels)])
+def encode_numba(layout: Layout) -> Encode:
+    """The encoding on a CPU: `differentiable`."""
+    scales = np.array(layout.scales, dtype=np.float32)
+    resolutions = np.array(layout.resolutions, dtype=np.int64)
+    offsets = np.array(layout.offsets, dtype=np.int64)
+    dense = np.array([layout.is_dense(level) for level in range(layout.config.levels)])
+    levels = scales, resolutions, offsets, dense
 
-    class Encoding(torch.autograd.Function):
-        @staticmethod
-        def forward(ctx, points: Tensor, table: Tensor) -> Tensor:
-            points = points.detach().contiguous()
-            out = torch.empty(len(points), config.width)
-            _forward(points.numpy(), table.detach().numpy(), scales, resolutions, offsets, dense, out.numpy())
-            ctx.save_for_backward(points)
-            return out
+    def launch(kernel, points: Tensor, values: Tensor, out: Tensor) -> None:
+        kernel(points.numpy(), values.numpy(), *levels, out.numpy())
 
-        @staticmethod
-        def backward(ctx, *upstream: Tensor) -> tuple[None, Tensor]:
-            (points,) = ctx.saved_tensors
-            grad = torch.zeros(config.entries, config.features)
-            flowing = upstream[0].contiguous().numpy()
-            _backward_table(points.numpy(), flowing, scales, resolutions, offsets, dense, grad.numpy())
-            return None, grad
-
-    def encode(points: Tensor, table: Tensor) -> Tensor:
-        if points.requires_grad:
-            raise ValueError("The numba hash grid has no gradient in the points. Use backend torch, or finite differences.")
-        return Encoding.apply(points, table)
-
-    return encode
+    return differentiable(layout, partial(launch, _forward), partial(launch, _backward))

@@ -1,1 +1,0 @@
-"""Rendering: cameras, rays, samples, compositing. Knows a scene only as a function of points."""

@@ -1,0 +1,44 @@
+"""A Gaussian mixture with an exact score, for tests of score distillation."""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from dreamsa.guidance.noise import Latents, Timesteps, classifier_free_guidance, per_view
+from dreamsa.guidance.score_model import Condition
+
+
+@dataclass
+class GaussianMixture:
+    """Latents distributed as sum_k weights[k] N(means[k], sigma^2 I).
+
+    Without text it is N(0, prior_sigma^2 I); all texts are equivalent. Latents are the images.
+    After noising, component k is N(sqrt(a) mean_k, a sigma^2 + 1 - a), so the ideal noise
+    prediction -sqrt(1 - a) * score has a closed form.
+    """
+
+    means: Float[Tensor, "k c h w"]
+    weights: Float[Tensor, "k"]  # positive, summing to 1
+    sigma: float
+    alpha_bar: Float[Tensor, "timesteps"]
+    prior_sigma: float = 1.0
+
+    def embed(self, texts: list[str]) -> Float[Tensor, "n 1 1"]:
+        return torch.zeros(len(texts), 1, 1, device=self.means.device)
+
+    def encode(self, images: Latents) -> Latents:
+        return images
+
+    def predict_noise(
+        self, noisy: Latents, timesteps: Timesteps, condition: Condition, guidance_scale: float
+    ) -> Latents:
+        a = per_view(self.alpha_bar[timesteps])
+        prior = (1 - a).sqrt() * noisy / (a * self.prior_sigma**2 + 1 - a)
+        variance = a * self.sigma**2 + 1 - a
+        offset = noisy[:, None] - a[:, None].sqrt() * self.means  # [b, k, c, h, w]
+        log_likelihood = -offset.square().sum((2, 3, 4)) / (2 * variance.view(-1, 1))
+        responsibility = (log_likelihood + self.weights.log()).softmax(1)[:, :, None, None, None]
+        mixture = (1 - a).sqrt() / variance * (responsibility * offset).sum(1)
+        return classifier_free_guidance(prior, mixture, guidance_scale)
