@@ -1,15 +1,15 @@
-"""CPU kernels of the export (numba): sums along parallel lines of sight, and a triangle rasterizer."""
+"""CPU kernels of meshing (numba): bilinear splatting and gathering, and a triangle rasterizer."""
 
 import numpy as np
 from numba import njit, prange
 
 
 @njit(cache=True)
-def splat(at, values, image):
-    """Add `values` [n] to `image` [u, v] at `at` [n, 2], bilinearly. Positions lie inside the image by at least one pixel."""
-    for i in range(len(at)):
-        u, v = int(at[i, 0]), int(at[i, 1])
-        fu, fv = at[i, 0] - u, at[i, 1] - v
+def splat_sum(pixels, values, image):
+    """Add `values` [n] bilinearly to `image` [u, v] at `pixels` [n, 2], at least a pixel inside."""
+    for i in range(len(pixels)):
+        u, v = int(pixels[i, 0]), int(pixels[i, 1])
+        fu, fv = pixels[i, 0] - u, pixels[i, 1] - v
         image[u, v] += values[i] * (1 - fu) * (1 - fv)
         image[u, v + 1] += values[i] * (1 - fu) * fv
         image[u + 1, v] += values[i] * fu * (1 - fv)
@@ -17,35 +17,35 @@ def splat(at, values, image):
 
 
 @njit(cache=True, parallel=True)
-def least(at, image, out):
-    """out = min(out, image at `at`), bilinearly."""
-    for i in prange(len(at)):
-        u, v = int(at[i, 0]), int(at[i, 1])
-        fu, fv = at[i, 0] - u, at[i, 1] - v
+def gather_min(pixels, image, out):
+    """out = min(out, image at `pixels`), with bilinear interpolation."""
+    for i in prange(len(pixels)):
+        u, v = int(pixels[i, 0]), int(pixels[i, 1])
+        fu, fv = pixels[i, 0] - u, pixels[i, 1] - v
         low = image[u, v] * (1 - fv) + image[u, v + 1] * fv
         high = image[u + 1, v] * (1 - fv) + image[u + 1, v + 1] * fv
         out[i] = min(out[i], low * (1 - fu) + high * fu)
 
 
 @njit(cache=True)
-def peak(at, values, image):
-    """image = max(image, values), each value at the pixel nearest to it."""
-    for i in range(len(at)):
-        u, v = int(at[i, 0] + 0.5), int(at[i, 1] + 0.5)
+def splat_max(pixels, values, image):
+    """image = max(image, values), each value at its nearest pixel."""
+    for i in range(len(pixels)):
+        u, v = int(pixels[i, 0] + 0.5), int(pixels[i, 1] + 0.5)
         image[u, v] = max(image[u, v], values[i])
 
 
 @njit(cache=True)
-def rasterize(corners, faces, face_of, weights, nearness):
-    """Which triangle covers each pixel centre, and where.
+def rasterize(corners, faces, face_of, weights, z_buffer):
+    """Find the frontmost triangle at each pixel centre.
 
     Args:
-        corners: [n, 3]: x (right) and y (down) in pixels, and nearness (larger hides smaller, must be linear on the picture,
-            such as 1 / depth).
-        faces: [m, 3] corner indices; both windings are drawn.
-        face_of: int32 [h, w], out: the face, -1 where there is none (set by the caller).
-        weights: float32 [h, w, 3], out: barycentric weights on the picture.
-        nearness: float32 [h, w], out: of what is seen (set to -inf by the caller).
+        corners: [n, 3]: x (right) and y (down) in pixels, and 1 / depth or any other value that is
+            linear in the image and larger in front.
+        faces: [m, 3] corner indices, of either winding.
+        face_of: int32 [h, w], output: index of the face. Pass -1, which stays where there is none.
+        weights: float32 [h, w, 3], output: barycentric weights in the image.
+        z_buffer: float32 [h, w], output: 1 / depth of the face. Pass -inf.
     """
     height, width = face_of.shape
     for face in range(len(faces)):
@@ -67,8 +67,8 @@ def rasterize(corners, faces, face_of, weights, nearness):
                 if first < 0 or second < 0 or third < 0:
                     continue
                 near = first * a[2] + second * b[2] + third * c[2]
-                if near > nearness[row, column]:
-                    nearness[row, column] = near
+                if near > z_buffer[row, column]:
+                    z_buffer[row, column] = near
                     face_of[row, column] = face
                     weights[row, column, 0] = first
                     weights[row, column, 1] = second

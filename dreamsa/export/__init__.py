@@ -1,1 +1,0 @@
-"""Files for people: videos, contact sheets and meshes."""

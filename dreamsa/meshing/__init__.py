@@ -1,0 +1,1 @@
+"""Conversion of a field into a textured triangle mesh."""
