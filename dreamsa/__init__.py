@@ -4,55 +4,46 @@
     rabbit = dreamsa.generate("a rabbit").wait()
     purple = dreamsa.edit(rabbit, "a purple rabbit").wait()
 
-Names are resolved on first use, so that `import dreamsa` loads no torch.
+Names are imported on first use, so that `import dreamsa` loads no torch. None of them is the name
+of a module or package: importing a submodule would replace it.
 """
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+from dreamsa.version import __version__ as __version__
 
 if TYPE_CHECKING:
-    from dreamsa.api import Job, Progress, doctor, edit, export, generate, prompts, render, resume, runs, show
-    from dreamsa.config import EditConfig, RunConfig, preset
-    from dreamsa.evaluate.compare import compare
-    from dreamsa.evaluate.scores import evaluate_run
-    from dreamsa.runs import Run
-
-__all__ = [
-    "EditConfig",
-    "Job",
-    "Progress",
-    "Run",
-    "RunConfig",
-    "compare",
-    "doctor",
-    "edit",
-    "evaluate_run",
-    "export",
-    "generate",
-    "preset",
-    "prompts",
-    "render",
-    "resume",
-    "runs",
-    "show",
-]
+    from dreamsa.api import edit, export, generate, list_runs, prompts, render, resume, show
+    from dreamsa.config import EditConfig, RunConfig
+    from dreamsa.diagnostics import doctor
+    from dreamsa.evaluation.scores import evaluate
+    from dreamsa.job import Job, Progress
+    from dreamsa.presets import preset
+    from dreamsa.runs import Run, RunError
+    from dreamsa.settings import with_overrides
+    from dreamsa.studies.compare import compare
 
 _HOMES = {
-    "Run": "runs",
-    "RunConfig": "config",
-    "EditConfig": "config",
-    "preset": "config",
-    "compare": "evaluate.compare",
-    "evaluate_run": "evaluate.scores",
+    "api": ("edit", "export", "generate", "list_runs", "prompts", "render", "resume", "show"),
+    "config": ("EditConfig", "RunConfig"),
+    "diagnostics": ("doctor",),
+    "evaluation.scores": ("evaluate",),
+    "job": ("Job", "Progress"),
+    "presets": ("preset",),
+    "runs": ("Run", "RunError"),
+    "settings": ("with_overrides",),
+    "studies.compare": ("compare",),
 }
-"""The module of each public name; `api` where none is given."""
+"""Public names by module."""
+
+__all__ = sorted(name for names in _HOMES.values() for name in names)  # pyright: ignore
 
 
 def __getattr__(name: str) -> Any:
-    if name in __all__:
-        return getattr(import_module(f"dreamsa.{_HOMES.get(name, 'api')}"), name)
+    for module, names in _HOMES.items():
+        if name in names:
+            return getattr(import_module(f"dreamsa.{module}"), name)
     raise AttributeError(f"module 'dreamsa' has no attribute {name!r}")
 
 

@@ -1,42 +1,75 @@
-"""A run on disk: its folder, its record, its parent and its children. Nothing here is ever overwritten or deleted."""
+"""A run on disk: its folder, record, status and lock, its parent and its children.
+
+A run's folder and configuration are written once; only its record, metrics and newest files change.
+"""
 
 import json
 import os
 import re
 import secrets
-from collections.abc import Iterator
+import shlex
+import shutil
+import socket
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from filelock import FileLock, Timeout
+from pydantic import TypeAdapter, ValidationError
+from typing_extensions import TypedDict
 
-from dreamsa import __version__, checkpoint
+from dreamsa import checkpoint
 from dreamsa.config import RunConfig, read_config, to_json
+from dreamsa.files import FILE_MODE, write_atomic, write_json
+from dreamsa.version import __version__
 
-SCHEMA = 1
+SCHEMA = 2
+READABLE_SCHEMAS = (1, 2)
+"""Schema 1 named the escape of an edit; `config.from_json` translates it."""
 RUNS_VARIABLE = "DREAMSA_RUNS"
+DEFAULT_FOLDER = "runs"
 
 
 class RunError(ValueError):
-    """A run is missing, unfinished, in use, or of another schema."""
+    """A run is missing, damaged, unfinished, in use, or of another schema."""
 
 
-def runs_folder(folder: Path | str | None = None) -> Path:
-    """Where runs are kept: the argument, $DREAMSA_RUNS, or ./runs."""
-    return Path(folder or os.environ.get(RUNS_VARIABLE) or "runs").expanduser()
+class Ancestor(TypedDict):
+    id: str
+    prompt: str
+
+
+class Record(TypedDict):
+    """Required entries of run.json; there are more."""
+
+    schema: int
+    id: str
+    prompt: str
+    parent: str | None
+    lineage: list[Ancestor]
+    status: str
+    step: int
+    steps: int
+    created: str
+    version: str
+    device: str
+    backend: str
 
 
 @dataclass(frozen=True)
 class Run:
-    """One run's folder. Its state is read from disk each time, so that other processes' work is seen."""
+    """One run's folder. Its state is read from disk at every access, so that changes by other
+    processes show."""
 
     path: Path
 
     @property
     def id(self) -> str:
+        """The folder's name."""
         return self.path.name
 
     @property
@@ -44,17 +77,26 @@ class Run:
         """run.json.
 
         Raises:
-            RunError: Damaged, or of another schema.
+            RunError: Unreadable, of another schema, or an entry is missing or of the wrong type.
         """
+        path = self.path / "run.json"
         try:
-            record = json.loads((self.path / "run.json").read_text())
-            schema = record["schema"]
-        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-            raise RunError(f"{self.path} is not a run: its run.json cannot be read ({type(error).__name__}: {error}).") from error
-        if schema != SCHEMA:
+            record = json.loads(path.read_text())
+        except (OSError, ValueError, RecursionError) as error:
+            raise RunError(f"{path} cannot be read ({type(error).__name__}: {error}).") from error
+        schema = record.get("schema") if isinstance(record, dict) else None
+        if isinstance(schema, int) and schema not in READABLE_SCHEMAS:
             raise RunError(
-                f"Run {self.id} has schema {schema!r}; this version reads {SCHEMA}. Open it with the dreamsa that wrote it ({record.get('version')})."
+                f"Run {self.id} has schema {schema}; this version reads {READABLE_SCHEMAS[0]} "
+                f"to {SCHEMA}. "
+                f"Open it with the dreamsa that wrote it ({record.get('version')})."
             )
+        try:
+            _record_type().validate_python(record, strict=True)
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            entry = ".".join(map(str, first["loc"])) or "its content"
+            raise RunError(f"{path} is damaged: {entry}: {first['msg']}.") from error
         return record
 
     @property
@@ -67,9 +109,15 @@ class Run:
 
     @property
     def status(self) -> str:
-        """created, running, stopped, failed or finished; a run whose process was killed reads as stopped."""
-        status = self.record["status"]
-        return "stopped" if status == "running" and not self.in_use() else status
+        """created, running, stopped, failed or finished; a run whose process has died is stopped.
+
+        The lock is not touched, so that a reader never keeps a writer out. A process on another
+        machine cannot be checked and counts as running.
+        """
+        record = self.record
+        if record["status"] == "running" and not _is_alive(record.get("process")):
+            return "stopped"
+        return record["status"]
 
     @property
     def checkpoints(self) -> Path:
@@ -77,90 +125,110 @@ class Run:
 
     @property
     def latest_checkpoint(self) -> Path:
-        """The newest whole checkpoint.
+        """The newest complete checkpoint.
 
         Raises:
             RunError: There is none.
         """
         found = checkpoint.latest(self.checkpoints)
         if found is None:
-            raise RunError(f"Run {self.id} has no checkpoint yet. Start it again with: dreamsa resume {self.id}")
+            raise RunError(
+                f"Run {self.id} has no checkpoint yet. Start it again: {self.command('resume')}"
+            )
         return found
+
+    def require_finished(self) -> None:
+        """Raise RunError, with the command that finishes the run, unless it is finished."""
+        status = self.status
+        if status != "finished":
+            raise RunError(
+                f"Run {self.id} is {status}, not finished. Finish it first: "
+                f"{self.command('resume')}"
+            )
+
+    def command(self, verb: str, *arguments: str) -> str:
+        """A shell command about this run, quoted, with --runs where its folder is not the default
+        one."""
+        folder = self.path.parent
+        words = [] if folder.resolve() == runs_folder().resolve() else ["--runs", str(folder)]
+        return shlex.join(["dreamsa", verb, self.id, *arguments, *words])
 
     def update(self, **changes: Any) -> None:
-        """Change fields of run.json, atomically."""
-        checkpoint.write_json(self.path / "run.json", {**self.record, **changes})
+        """Change entries of run.json, atomically."""
+        write_json(self.path / "run.json", {**self.record, **changes})
+
+    def begin(self, **changes: Any) -> None:
+        """Mark the run as running in this process."""
+        self.update(status="running", process=_this_process(), **changes)
 
     def metrics(self) -> list[dict[str, Any]]:
-        """One dictionary per logged step; a line that is being written or was cut off is left out."""
+        """One dictionary per logged step; incomplete lines are left out."""
         path = self.path / "metrics.jsonl"
-        found = []
+        rows = []
         for line in path.read_text().splitlines() if path.exists() else []:
             with suppress(ValueError):
-                found.append(json.loads(line))
-        return found
+                rows.append(json.loads(line))
+        return rows
 
     def cut_metrics(self, step: int) -> None:
-        """Drop logged steps from `step` on: they will be run again. A half-written last line goes too."""
+        """Drop the logged steps from `step` on, which will run again, and an incomplete last
+        line."""
         kept = [json.dumps(row) + "\n" for row in self.metrics() if row["step"] < step]
-        checkpoint.write_atomic(self.path / "metrics.jsonl", "".join(kept).encode())
+        write_atomic(self.path / "metrics.jsonl", "".join(kept).encode())
 
     @contextmanager
     def lock(self) -> Iterator[None]:
         """Hold the run for writing.
 
         Raises:
-            RunError: Another process has it, or the folder is read-only.
+            RunError: Another process holds it, or the folder is read-only.
         """
-        lock = self._filelock()
+        lock = FileLock(self.path / ".lock", mode=FILE_MODE)
         try:
             lock.acquire(timeout=0)
         except Timeout as error:
-            raise RunError(f"Run {self.id} is in use by another process. Wait for it, or stop it with Ctrl-C there.") from error
+            raise RunError(
+                f"Run {self.id} is in use by another process. Wait for it, or stop it with "
+                "Ctrl-C there."
+            ) from error
         except OSError as error:
             raise RunError(
-                f"Run {self.id} cannot be written: {error.strerror or error} ({self.path}). Free the folder or copy it elsewhere."
+                f"Run {self.id} cannot be written: {error.strerror or error} ({self.path}). "
+                "Make the folder writable or copy it elsewhere."
             ) from error
         try:
             yield
         finally:
             lock.release()
 
-    def in_use(self) -> bool:
-        lock = self._filelock()
-        try:
-            lock.acquire(timeout=0)
-        except (Timeout, OSError):
-            return True
-        lock.release()
-        return False
 
-    def _filelock(self) -> FileLock:
-        return FileLock(self.path / ".lock", mode=0o644)
+def runs_folder(folder: Path | str | None = None) -> Path:
+    """The folder that holds runs: the argument, $DREAMSA_RUNS, or ./runs."""
+    return Path(folder or os.environ.get(RUNS_VARIABLE) or DEFAULT_FOLDER).expanduser()
 
 
 def slug(prompt: str) -> str:
-    """A folder name's readable part: "a-purple-rabbit"."""
+    """The readable part of a folder's name: "a-purple-rabbit"."""
     return re.sub(r"[^a-z0-9]+", "-", prompt.lower()).strip("-")[:40].strip("-") or "run"
 
 
 def new_run(config: RunConfig, parent: Run | None, folder: Path, facts: dict[str, Any]) -> Run:
     """Create a run's folder with its record and configuration.
 
+    Args:
+        facts: Further entries of the record: device, backend, versions.
+
     Raises:
         RunError: The folder cannot be written.
     """
+    lineage = (
+        [*parent.record["lineage"], {"id": parent.id, "prompt": parent.prompt}] if parent else []
+    )
+    path = None
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        while True:
-            path = folder / f"{slug(config.prompt)}-{secrets.token_hex(2)}"
-            try:
-                path.mkdir()
-                break
-            except FileExistsError:
-                continue
-        checkpoint.write_json(path / "config.json", to_json(config))
-        lineage = [*parent.record["lineage"], {"id": parent.id, "prompt": parent.prompt}] if parent else []
+        path = _new_folder(folder, slug(config.prompt))
+        write_json(path / "config.json", to_json(config))
         record = {
             "schema": SCHEMA,
             "id": path.name,
@@ -174,29 +242,55 @@ def new_run(config: RunConfig, parent: Run | None, folder: Path, facts: dict[str
             "version": __version__,
             **facts,
         }
-        checkpoint.write_json(path / "run.json", record)
+        write_json(path / "run.json", record)
     except OSError as error:
-        raise RunError(f"Cannot create a run in {folder}: {error.strerror or error}. Name another folder with --runs.") from error
+        if path is not None:
+            shutil.rmtree(path, ignore_errors=True)
+        raise RunError(
+            f"Cannot create a run in {folder}: {error.strerror or error}. Name another folder "
+            "with --runs."
+        ) from error
     return Run(path)
+
+
+def _new_folder(folder: Path, name: str) -> Path:
+    while True:
+        path = folder / f"{name}-{secrets.token_hex(2)}"
+        with suppress(FileExistsError):
+            path.mkdir()
+            return path
 
 
 def list_runs(folder: Path) -> list[Run]:
     """All readable runs, oldest first."""
     found = []
-    for path in folder.glob("*/run.json") if folder.is_dir() else []:
-        run = Run(path.parent)
-        try:
+    for run in _folders(folder):
+        with suppress(RunError):
             found.append((run.record["created"], run.id, run))
-        except RunError:
-            continue
     return [run for _, _, run in sorted(found, key=lambda item: item[:2])]
 
 
+def damaged_runs(folder: Path) -> list[tuple[Path, str]]:
+    """Records that cannot be read: (path of run.json, what is wrong)."""
+    found = []
+    for run in _folders(folder):
+        try:
+            run.record  # noqa: B018
+        except RunError as error:
+            found.append((run.path / "run.json", str(error)))
+    return sorted(found)
+
+
+def _folders(folder: Path) -> list[Run]:
+    return [Run(path.parent) for path in folder.glob("*/run.json")] if folder.is_dir() else []
+
+
 def find_run(name: "str | Path | Run", folder: Path) -> Run:
-    """A run by id, unique beginning of an id, or path.
+    """A run by its id, a unique beginning of it, its path, or the id that it had before its folder
+    was renamed.
 
     Raises:
-        RunError: None or several; names what is there.
+        RunError: None or several match; names those that exist.
     """
     if isinstance(name, Run):
         return name
@@ -205,9 +299,86 @@ def find_run(name: "str | Path | Run", folder: Path) -> Run:
             run = Run(path.resolve())
             run.record  # noqa: B018  (raises if it cannot be read)
             return run
-    matches = [run for run in list_runs(folder) if run.id.startswith(str(name))]
+    known = list_runs(folder)
+    matches = [run for run in known if run.record["id"] == str(name)]
+    matches = matches or [run for run in known if run.id.startswith(str(name))]
     if len(matches) == 1:
         return matches[0]
-    there = ", ".join(run.id for run in (matches or list_runs(folder))[-8:]) or "none yet"
+    names = ", ".join(run.id for run in (matches or known)[-8:]) or "none yet"
     problem = "matches several runs" if matches else f"is not a run in {folder}"
-    raise RunError(f"{str(name)!r} {problem}. There: {there}.")
+    raise RunError(f"{str(name)!r} {problem}. Runs: {names}.")
+
+
+def parent_of(run: Run, folder: Path) -> Run | None:
+    """The run that an edit was made from, beside it or in `folder`; None for a generation, or if it
+    is gone or damaged."""
+    edit = run.config.edit
+    if edit is None:
+        return None
+    for home in (run.path.parent, folder):
+        named = Run((home / edit.parent).resolve())
+        renamed = (other for other in list_runs(home) if other.record["id"] == edit.parent)
+        found = named if (named.path / "run.json").is_file() else next(renamed, None)
+        if found is not None and checkpoint.latest(found.checkpoints) is not None:
+            return found
+    return None
+
+
+class Branch(NamedTuple):
+    """One line of the tree of runs."""
+
+    run: Run
+    depth: int
+    """Number of ancestors that are in the tree."""
+
+
+def branches(runs: Iterable[Run]) -> list[Branch]:
+    """All runs, newest family first, each edit below its parent."""
+    records = {run: run.record for run in runs}
+    by_id = {record["id"]: run for run, record in records.items()} | {
+        run.id: run for run in records
+    }
+    children: dict[Run | None, list[Run]] = {}
+    for run, record in records.items():
+        parent = by_id.get(record["parent"])
+        children.setdefault(None if parent == run else parent, []).append(run)
+    found: list[Branch] = []
+    waiting = [(run, 0) for run in children.get(None, [])]
+    while waiting:  # iterative: a record edited by hand may form a loop, which is never entered
+        run, depth = waiting.pop()
+        found.append(Branch(run, depth))
+        waiting += [(child, depth + 1) for child in reversed(children.get(run, []))]
+    return found
+
+
+@lru_cache
+def _record_type() -> TypeAdapter[Record]:
+    return TypeAdapter(Record)
+
+
+def _this_process() -> dict[str, Any]:
+    pid = os.getpid()
+    return {"pid": pid, "host": socket.gethostname(), "started": _start_time(pid)}
+
+
+def _start_time(pid: int) -> str | None:
+    """When a process started, which tells it from a later one of the same number; None where /proc
+    is missing."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
+    except (OSError, IndexError):
+        return None
+
+
+def _is_alive(process: Any) -> bool:
+    """Whether the process that a record names still runs; on another machine it is assumed to."""
+    try:
+        pid, host, started = process["pid"], process["host"], process["started"]
+        if host != socket.gethostname():
+            return True
+        os.kill(pid, 0)
+    except PermissionError:  # another user's process
+        pass
+    except (OSError, TypeError, KeyError, OverflowError):
+        return False
+    return started is None or _start_time(pid) in (started, None)

@@ -12,20 +12,25 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 if not torch.cuda.is_available():
-    os.environ["TRITON_INTERPRET"] = "1"  # the GPU's kernels, on CPU tensors; must be set before triton is imported
+    os.environ["TRITON_INTERPRET"] = "1"  # GPU kernels on CPU tensors; read when triton is imported
 
 REPO = Path(__file__).resolve().parents[1]
 SHARED = REPO.parent / "shared" / "data"
 
 
 def says_shapes(path: Path) -> bool:
-    """Whether a module has shapes to check, and no kernels: numba and Triton cannot compile a function that is wrapped."""
+    """Whether a module has shapes to check and no kernels: numba and Triton compile no wrappers."""
     source = path.read_text()
     return "from jaxtyping import" in source and "njit" not in source and "triton.jit" not in source
 
 
-CHECKED = [".".join(path.relative_to(REPO).with_suffix("").parts) for path in REPO.glob("dreamsa/**/*.py") if says_shapes(path)]
-install_import_hook(CHECKED, "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))")  # an int may stand for a float
+CHECKED = [
+    ".".join(path.relative_to(REPO).with_suffix("").parts)
+    for path in REPO.glob("dreamsa/**/*.py")
+    if says_shapes(path)
+]
+CHECKER = "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))"  # int is a float
+install_import_hook(CHECKED, CHECKER)
 
 torch.set_num_threads(min(2, os.cpu_count() or 1))
 warnings.filterwarnings("ignore", message=".*torchvision.*")
@@ -34,7 +39,9 @@ warnings.filterwarnings("ignore", message=".*torchvision.*")
 @pytest.fixture
 def shared_data() -> Path:
     if not SHARED.is_dir():
-        pytest.skip(f"the real test data is not at {SHARED.parent.name}/{SHARED.name} beside the checkout")
+        pytest.skip(
+            f"the real test data is not at {SHARED.parent.name}/{SHARED.name} beside the checkout"
+        )
     return SHARED
 
 

@@ -3,6 +3,8 @@
 import json
 import os
 import re
+import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,7 +20,14 @@ QUICK = ["--set", "camera.resolution=32", "--set", "render.samples=32"]
 
 def dreamsa(*arguments, timeout=240, **environment):
     command = [sys.executable, "-m", "dreamsa.cli", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=timeout, env={**os.environ, **environment}, cwd=REPO)
+    return subprocess.run(
+        command,
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        env={**os.environ, **environment},
+        cwd=REPO,
+    )
 
 
 @pytest.fixture(scope="module")
@@ -38,12 +47,9 @@ def test_help_is_quick_and_loads_no_torch():
         times.append(time.monotonic() - started)
     assert done.returncode == 0
     assert "generate" in done.stdout
-    assert min(times) < 1.0  # 0.3 s on an idle machine; this one may be busy
-    loaded = subprocess.run(
-        [sys.executable, "-c", "import sys, dreamsa, dreamsa.cli; print({'torch', 'jaxtyping'} & {*sys.modules})"],
-        capture_output=True,
-        text=True,
-    )
+    assert min(times) < 1.0  # 0.3 s on an idle machine
+    script = "import sys, dreamsa.cli; print({'torch', 'jaxtyping', 'pydantic'} & {*sys.modules})"
+    loaded = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert loaded.stdout.strip() == "set()"
 
 
@@ -53,7 +59,10 @@ def test_a_run_leaves_pictures_that_can_be_opened(rabbit):
 
     sheet = np.asarray(Image.open(rabbit / "contact_sheet.png"))
     assert sheet.std() > 5
-    assert Image.open(rabbit / "turntable.webp").size == (128, 128)  # after four steps all its frames may look alike, and are merged
+    assert Image.open(rabbit / "turntable.webp").size == (
+        128,
+        128,
+    )  # after four steps all its frames may look alike, and are merged
     frames = imageio.mimread(rabbit / "turntable.mp4", memtest=False)
     assert len(frames) == 60
     assert frames[0].shape == (128, 128, 3)
@@ -64,13 +73,14 @@ def test_a_run_leaves_pictures_that_can_be_opened(rabbit):
 
 def test_edit_list_show_and_render(rabbit):
     folder = rabbit.parent
-    done = dreamsa("edit", rabbit.name, "a purple rabbit", "--steps", 4, "--ascent-steps", 2, "--runs", folder, "--json")
+    options = ["--steps", "4", "--ascent-steps", "2", "--json", "--runs"]
+    done = dreamsa("edit", rabbit.name, "a purple rabbit", *options, folder)
     assert done.returncode == 0, done.stderr
     lines = [json.loads(line) for line in done.stdout.splitlines()]
     assert [line.get("phase") for line in lines[:-1]] == ["ascend", "ascend", "descend", "descend"]
     child = lines[-1]["run"]
     listed = dreamsa("list", "--runs", folder).stdout
-    assert re.search(rf"{rabbit.name}.*\n.*── {child}  a purple rabbit  finished 4/4", listed)
+    assert re.search(rf"{rabbit.name}.*\n└── {child}  a purple rabbit  finished 4/4", listed)
     shown = json.loads(dreamsa("show", child, "--runs", folder, "--json").stdout)
     assert shown["parent"] == rabbit.name
     rendered = dreamsa("render", child, "--frames", 8, "--resolution", 64, "--runs", folder)
@@ -79,66 +89,119 @@ def test_edit_list_show_and_render(rabbit):
 
 
 def test_arms_are_compared_in_processes_and_a_run_is_evaluated(rabbit):
-    done = dreamsa(
-        "compare", rabbit, "a purple rabbit", "--arms", "B,D", "--seeds", 1, "--steps", 4, "--workers", 2, "--runs", rabbit.parent
-    )
+    options = ["--arms", "B,ascent", "--seeds", "1", "--steps", "4", "--workers", "2", "--runs"]
+    done = dreamsa("compare", rabbit, "a purple rabbit", *options, rabbit.parent)
     assert done.returncode == 0, done.stderr
     *lines, report = done.stdout.splitlines()
-    assert sorted(line[0] for line in lines) == ["B", "D"]
-    assert "B (plain resume, moments reset)" in Path(report).read_text()
+    assert sorted(line.split(",")[0] for line in lines) == ["ascent", "plain"]
+    assert "ascent" in Path(report).read_text()
     facts = json.loads(dreamsa("evaluate", rabbit, "--json").stdout)
     assert facts["prompt"] == "a rabbit"
     assert 0 <= facts["scores"]["r_precision"] <= 1
     assert (rabbit / "evaluation.png").is_file()
 
 
-def test_ctrl_c_saves_and_prints_the_command_to_go_on(tmp_path):
-    command = [sys.executable, "-m", "dreamsa.cli", "generate", "a mug", "--steps", "2000", *QUICK, "--runs", str(tmp_path), "--json"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=REPO)
+def test_ctrl_c_saves_and_prints_the_command_that_continues(tmp_path):
+    runs = tmp_path / "my runs"
+    command = [sys.executable, "-m", "dreamsa.cli", "generate", "a mug", "--steps", "2000", *QUICK]
+    command += ["--runs", str(runs), "--json"]
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=REPO
+    )
     assert process.stdout is not None
     for _ in range(3):
         process.stdout.readline()
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130, err
-    step = int(re.search(r"Stopped at step (\d+); everything is saved. Go on with: dreamsa resume a-mug", err)[1])  # pyright: ignore
-    (run,) = tmp_path.iterdir()
+    found = re.search(r"Stopped at step (\d+) and saved. Continue with: (.*)", err)
+    assert found is not None, err
+    step, (run,) = int(found[1]), runs.iterdir()
+    assert shlex.split(found[2]) == ["dreamsa", "resume", run.name, "--runs", str(runs)]
     assert json.loads((run / "run.json").read_text())["status"] == "stopped"
     assert [p.name for p in (run / "checkpoints").iterdir()] == [f"{step:08d}"]
     assert not list(run.rglob(".tmp-*"))
 
 
-@pytest.mark.parametrize(
-    ("arguments", "says"),
-    [
-        (("generate", ""), "prompt is empty"),
-        (("generate", "x" * 5000), "5,000 characters"),
-        (("generate", "a castle"), "no words for 'a castle'. It knows: rabbit"),
-        (("generate", "a rabbit", "--model", "./nothing"), "no model at './nothing'"),
-        (("generate", "a rabbit", "--model", "tests"), "not a Stable Diffusion model"),
-        (("generate", "a rabbit", "--steps", "0"), "steps must lie in [1, 1000000], got 0"),
-        (("generate", "a rabbit", "--set", "sds.guidance_scale=-1"), "guidance_scale must lie in [0, 1000], got -1"),
-        (("generate", "a rabbit", "--set", "camera.resolution=5000"), "resolution must lie in"),
-        (("generate", "a rabbit", "--set", "nonsense"), "A setting is name=value"),
-        (("generate", "a rabbit", "--set", "device=tpu"), "no device 'tpu'"),
-        (("generate", "a rabbit", "--set", "field.backend=tcnn"), "'tcnn' needs a CUDA device"),
-        (("generate", "--config", "/no/such.json"), "Cannot read the configuration /no/such.json"),
-        (("edit", "nobody", "a mug"), "is not a run in"),
-        (("resume", "nobody"), "is not a run in"),
-        (("render", "nobody", "--frames", "1"), "frames must lie in"),
-        (("show", "nobody"), "is not a run in"),
-        (("compare", "nobody", "a mug"), "is not a run in"),
-        (("benchmark", "edits", "nowhere", "--arms", "Q"), "There is no arm 'Q'"),
-        (("bench", "--steps", "0"), "steps must lie in"),
-    ],
-)
-def test_bad_input_is_one_sentence_and_leaves_nothing(tmp_path, arguments, says):
-    done = dreamsa(*arguments, DREAMSA_RUNS=str(tmp_path))
-    assert done.returncode == 1, done.stdout
+EXAMPLE = str(next(REPO.glob("assets/examples/*/config.json")))
+MISTAKES = [
+    (("generate", ""), "prompt is empty"),
+    (("generate", "x" * 5000), "5,000 characters"),
+    (("generate", "a castle"), "'a castle'"),
+    (("generate", "a rabbit", "--model", "./nothing"), "no model at './nothing'"),
+    (("generate", "a rabbit", "--model", "tests"), "not a Stable Diffusion model"),
+    (
+        ("generate", "a rabbit", "--steps", "0"),
+        "steps must be greater than or equal to 1, got 0",
+    ),
+    (
+        ("generate", "a rabbit", "--set", "sds.guidance_scale=-1"),
+        "guidance_scale must be greater than or equal to 0, got -1",
+    ),
+    (
+        ("generate", "a rabbit", "--set", "camera.resolution=5000"),
+        "resolution must be less than or equal to 1024, got 5000",
+    ),
+    (("generate", "a rabbit", "--set", "nonsense"), "A setting is written name=value"),
+    (("generate", "a rabbit", "--set", "device=tpu"), "no device 'tpu'"),
+    (("generate", "a rabbit", "--set", "field.backend=tcnn"), "'tcnn' needs a CUDA device"),
+    (("generate", "--config", "/no/such.json"), "Cannot read the configuration /no/such.json"),
+    (("generate", "--config", EXAMPLE, "--preset", "sd"), "both give a whole configuration"),
+    (("edit", "nobody", "a mug"), "is not a run in"),
+    (("resume", "nobody"), "is not a run in"),
+    (("render", "nobody", "--frames", "1"), "frames must lie in"),
+    (("show", "nobody"), "is not a run in"),
+    (("compare", "nobody", "a mug"), "is not a run in"),
+    (("benchmark", "edits", "nowhere", "--arms", "Q"), "no arm 'Q'"),
+    (("bench", "--steps", "0"), "steps must lie in"),
+]
+REFUSALS = """
+import contextlib, io, json, sys
+from dreamsa.cli import main
+found = []
+for arguments in json.loads(sys.argv[1]):
+    error = io.StringIO()
+    with contextlib.redirect_stderr(error):
+        try:
+            main(arguments)
+            code = 0
+        except SystemExit as stop:
+            code = stop.code
+    found.append((code, error.getvalue()))
+print(json.dumps(found))
+"""
+
+
+@pytest.fixture(scope="module")
+def refusals(tmp_path_factory):
+    """Exit code and stderr of every mistake, made one after the other in one process."""
+    folder = tmp_path_factory.mktemp("nothing")
+    commands = json.dumps([arguments for arguments, _ in MISTAKES])
+    done = subprocess.run(
+        [sys.executable, "-c", REFUSALS, commands],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "DREAMSA_RUNS": str(folder)},
+        cwd=REPO,
+    )
+    assert done.returncode == 0, done.stderr
+    assert not list(folder.iterdir())
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.mark.parametrize("number", range(len(MISTAKES)))
+def test_bad_input_is_one_sentence_and_leaves_nothing(refusals, number):
+    code, error = refusals[number]
+    assert code == 1
+    assert error.startswith("dreamsa: ")
+    assert MISTAKES[number][1] in error
+    assert len(error.strip().splitlines()) == 1, error
+
+
+def test_a_mistake_ends_a_real_process_with_exit_code_one(tmp_path):
+    done = dreamsa("generate", "a castle", DREAMSA_RUNS=str(tmp_path))
+    assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr.startswith("dreamsa: ")
-    assert says in done.stderr
-    assert len(done.stderr.strip().splitlines()) == 1, done.stderr
-    assert not list(tmp_path.iterdir())
 
 
 def test_a_wrong_command_line_is_exit_code_two():
@@ -152,6 +215,40 @@ def test_dry_run_prints_the_configuration_and_runs_nothing(tmp_path):
     config = json.loads(done.stdout)
     assert (config["prompt"], config["seed"]) == ("a rabbit", 7)
     assert not list(tmp_path.iterdir())
+
+
+def test_damaged_records_are_listed_with_their_paths(tmp_path, rabbit):
+    for name, content in (("empty", ""), ("odd", '{"schema": 2}')):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "run.json").write_text(content)
+    shutil.copytree(rabbit, tmp_path / "renamed")
+    listed = dreamsa("list", "--runs", tmp_path)
+    first, *others = listed.stdout.splitlines()
+    assert first.startswith("renamed  a rabbit")
+    for name in ("empty", "odd"):
+        assert any(str(tmp_path / name / "run.json") in line for line in others)
+    rows = json.loads(dreamsa("list", "--runs", tmp_path, "--json").stdout)
+    assert sorted(row["id"] for row in rows) == ["empty", "odd", "renamed"]
+    assert dreamsa("show", "renamed", "--runs", tmp_path).returncode == 0
+
+
+def test_an_impossible_launch_is_one_sentence(tmp_path):
+    done = dreamsa("generate", "a rabbit", "--steps", 2, "--runs", tmp_path / "runs", RANK="1")
+    assert done.returncode == 1
+    assert "RANK=1 with WORLD_SIZE=1" in done.stderr
+
+
+def test_a_closed_pipe_is_quiet():
+    pipe = ["bash", "-c", '"$0" -m dreamsa.cli doctor --json | head -c 1', sys.executable]
+    assert subprocess.run(pipe, capture_output=True, text=True, cwd=REPO).stderr == ""
+
+
+@pytest.mark.parametrize("given", [{}, {"OMP_WAIT_POLICY": "active"}])
+def test_threads_wait_passively_unless_the_user_has_decided(given):
+    environment = {k: v for k, v in os.environ.items() if k != "OMP_WAIT_POLICY"} | given
+    command = [sys.executable, "-m", "dreamsa.cli", "doctor", "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=REPO, env=environment)
+    assert json.loads(done.stdout)["OMP_WAIT_POLICY"] == given.get("OMP_WAIT_POLICY", "passive")
 
 
 def test_prompts_prints_the_exact_texts():

@@ -1,18 +1,21 @@
 import math
 import os
+import signal
 import subprocess
 import sys
 from dataclasses import replace
 
 import pytest
 import torch
-from tiny import tiny_auto, tiny_config, tiny_edit, tiny_repair, tiny_score
+from tiny import tiny_config, tiny_edit, tiny_move, tiny_score
 
-from dreamsa import auto, train
+from dreamsa import train
 from dreamsa.config import EditConfig, LossConfig
+from dreamsa.editing import learning_rate_factor
 from dreamsa.guidance.prompts import ViewPrompt
-from dreamsa.render.volume import View
-from dreamsa.train import new_training, rate_factor, sds_step
+from dreamsa.guidance.score_model import GuidanceFailed
+from dreamsa.rendering.volume import Image
+from dreamsa.train import new_training, sds_step
 
 
 def steps(training, n, score=None):
@@ -38,26 +41,25 @@ def test_descent_draws_what_the_score_model_wants():
     """A few dozen steps turn the middle of every view red."""
     training = new_training(tiny_config(steps=150))
     steps(training, 150)
-    from dreamsa.render.cameras import orbit
+    from dreamsa.rendering.cameras import orbit
 
-    rgb = training.scene.look(orbit([0.0, 90.0, 180.0, 270.0]), 16, background=0.5).rgb
+    rgb = training.scene.view(orbit([0.0, 90.0, 180.0, 270.0]), 16, background=0.5).rgb
     middle, corner = rgb[:, :, 6:10, 6:10].mean((2, 3)), rgb[:, :, :2, :2].mean((2, 3))
     assert (middle[:, 0] > middle[:, 1] + 0.3).all()
     assert (corner - 0.5).abs().max() < 0.1
 
 
-@pytest.mark.parametrize("make", [tiny_config, tiny_edit, tiny_auto, tiny_repair])
+@pytest.mark.parametrize("make", [tiny_config, tiny_edit, tiny_move])
 @pytest.mark.parametrize("stop", [1, 2, 3, 4, 5, 6, 9, 11])
-def test_resume_is_bit_identical(tmp_path, make, stop, monkeypatch):
-    """n steps unbroken == k steps, save, load into fresh objects, n - k steps; in mid-ascent and at its edges too, and across auto's way back."""
-    monkeypatch.setattr(auto, "preference", lambda *_: -0.02)  # as the parent: not on its way
+def test_resume_is_bit_identical(tmp_path, make, stop):
+    """n steps unbroken == k steps, save, load into fresh objects, n - k steps; in mid-ascent and at
+    its edges too."""
     whole = new_training(make())
     steps(whole, 12)
     first = new_training(make())
     steps(first, stop)
-    first.save(tmp_path / "00000001")
     second = new_training(make())
-    second.load(tmp_path / "00000001")
+    second.load(first.save(tmp_path))
     steps(second, 12 - stop)
     assert_equal(tensors(whole), tensors(second))
 
@@ -79,7 +81,11 @@ def test_two_views_at_once_equal_the_sum_of_two_processes(monkeypatch):
     for rank in range(2):
         training = new_training(config)
         processes = train.Processes(rank, 2)
-        monkeypatch.setattr(train.Processes, "sum_", lambda self, gradients: gathered.append([g.clone() for g in gradients]))
+        monkeypatch.setattr(
+            train.Processes,
+            "sum_",
+            lambda self, gradients: gathered.append([g.clone() for g in gradients]),
+        )
         sds_step(training, tiny_score(), ViewPrompt(tiny_score(), "x"), processes)
     for p, a, b in zip(together.scene.parameters(), *gathered, strict=True):
         torch.testing.assert_close(p.grad, a + b, atol=1e-6, rtol=1e-4)
@@ -91,11 +97,15 @@ def test_views_that_cannot_be_shared_are_refused():
 
 
 class Broken:
-    """Returns NaN at the steps it is told to."""
+    """Returns NaN at the calls `bad`."""
 
     def __init__(self, bad, factor=1.0):
         self.inner, self.bad, self.calls, self.factor = tiny_score(), bad, -1, factor
-        self.alpha_bar, self.embed, self.encode = self.inner.alpha_bar, self.inner.embed, self.inner.encode
+        self.alpha_bar, self.embed, self.encode = (
+            self.inner.alpha_bar,
+            self.inner.embed,
+            self.inner.encode,
+        )
 
     def predict_noise(self, noisy, *args):
         self.calls += 1
@@ -104,12 +114,66 @@ class Broken:
 
 
 @pytest.mark.parametrize("bad", [{0}, {1}, {4, 5, 6}])
-def test_a_step_with_nan_guidance_is_skipped_and_counted(bad):
-    training = new_training(tiny_config())
-    results = steps(training, 8, Broken(bad))
-    assert [r.step for r in results if r.skipped] == sorted(bad)
-    assert training.skipped == len(bad)
+@pytest.mark.parametrize("make", [tiny_config, tiny_edit, tiny_move])
+def test_a_skipped_step_is_repeated_with_other_random_numbers_and_counted(make, bad):
+    training = new_training(make())
+    results = steps(training, 8 + len(bad), Broken(bad))
+    assert [r.step for r in results if not r.skipped] == list(range(8))
+    assert [r.step for r in results if r.skipped] == [min(bad)] * len(bad)
+    assert (training.step, training.annealer.step, training.skipped) == (8, 8, len(bad))
     assert all(bool(p.isfinite().all()) for p in training.scene.parameters())
+    first, again = (train.draw_views(training.config, 3, 1000, retry) for retry in (0, 1))
+    assert not torch.equal(first.jitter, again.jitter)
+
+
+def test_a_run_that_resumes_after_a_skipped_step_repeats_no_event(tmp_path):
+    """Saved between the skipped first attempt, which has moved the scene, and the second one."""
+    whole, first = new_training(tiny_move()), new_training(tiny_move())
+    steps(whole, 5, Broken({0}))
+    steps(first, 1, Broken({0}))
+    second = new_training(tiny_move())
+    second.load(first.save(tmp_path))
+    steps(second, 4)
+    assert_equal(tensors(whole), tensors(second))
+
+
+@pytest.mark.parametrize("n", [2, 40])
+def test_guidance_that_is_never_finite_ends_the_run(n):
+    training = new_training(tiny_config(steps=n))
+    with pytest.raises(GuidanceFailed, match="skipped 10 times in a row"):
+        list(train.train(training, Broken(set(range(1000))), ViewPrompt(tiny_score(), "x")))
+    assert training.step == 0
+
+
+class Interrupting(Broken):
+    """Raises in the middle of a step: where a Ctrl-C would land."""
+
+    def predict_noise(self, *args):
+        if self.calls + 1 in self.bad:
+            raise KeyboardInterrupt
+        return super().predict_noise(*args)
+
+
+def test_a_half_done_step_cannot_be_saved(tmp_path):
+    training = new_training(tiny_move())
+    with pytest.raises(KeyboardInterrupt):
+        steps(training, 5, Interrupting({2}))
+    with pytest.raises(AssertionError, match="half-done"):
+        training.save(tmp_path)
+
+
+def test_a_ctrl_c_in_a_step_takes_effect_after_it():
+    class Signalling(Broken):
+        def predict_noise(self, *args):
+            if self.calls == 1:
+                signal.raise_signal(signal.SIGINT)
+            return super().predict_noise(*args)
+
+    training, before = new_training(tiny_config()), signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        list(train.train(training, Signalling(set()), ViewPrompt(tiny_score(), "x")))
+    assert (training.step, training.in_step) == (3, False)
+    assert signal.getsignal(signal.SIGINT) is before
 
 
 def test_a_skipped_step_changes_nothing():
@@ -125,7 +189,8 @@ def test_phases_are_told_and_the_learning_rate_is_scaled():
 
 
 def test_ascent_moves_uphill_and_by_no_more_than_its_budget():
-    """Adam moves a parameter by about lr a step: an ascent's displacement is at most S * lr * steps."""
+    """Adam moves a parameter by about lr a step: an ascent's displacement is at most S * lr *
+    steps."""
     training = new_training(tiny_edit(optimizer=replace(tiny_config().optimizer, warmup=0)))
     before = training.scene.field.table.detach().clone()
     steps(training, 5)
@@ -137,14 +202,19 @@ def test_regularizers_descend_while_score_distillation_ascends():
     """Ascending the opacity loss too would blow density up and look like an escape."""
 
     class Silent(Broken):
-        def predict_noise(self, noisy, timesteps, *args):  # exactly the noise that was added: no gradient from the score
+        def predict_noise(
+            self, noisy, timesteps, *args
+        ):  # exactly the noise that was added: no gradient from the score
             rng = train.generator_for(self.seed, self.step, "noise")
             self.step += 1
             return torch.randn(noisy.shape, generator=rng)
 
     opacities = []
     for weight in (0.0, 5.0):
-        config = tiny_edit(loss=LossConfig(opacity=weight), edit=replace(tiny_edit().edit, ascent_steps=11, scale=1.0))
+        config = tiny_edit(
+            loss=LossConfig(opacity=weight),
+            edit=replace(tiny_edit().edit, ascent_steps=11, scale=1.0),
+        )
         training, score = new_training(config), Silent(set())
         score.seed, score.step = config.seed, 0
         steps(training, 11, score)
@@ -163,59 +233,56 @@ def begun(training):
     return start
 
 
-@pytest.mark.parametrize("escape", ["noise", "interpolate"])
-def test_controls_move_each_group_by_the_norm_they_are_given(escape):
-    """Noise and interpolation can be matched to what an ascent has moved; a group that is not named stays."""
-    norms = {"grid": 0.5, "mlp": 0.2}
-    for given in (norms, {"grid": 0.5}):
-        training = new_training(tiny_edit(edit=EditConfig("parent", escape, displacement=given)))
-        assert moved(training, begun(training)) == pytest.approx({"grid": 0.5, "mlp": given.get("mlp", 0.0)}, rel=1e-5)
+def test_an_edit_moves_by_eta_towards_another_random_scene():
+    other = new_training(tiny_config(seed=tiny_config().seed + 1)).scene.field.table
+    for eta in (0.0, 0.3, 1.0):
+        training = new_training(tiny_config(edit=EditConfig("parent", eta=eta)))
+        start = begun(training)
+        table = training.scene.field.table
+        torch.testing.assert_close(table - start[table], eta * (other - start[table]))
 
 
-def test_interpolation_moves_on_the_straight_line_to_another_random_scene():
-    training = new_training(tiny_edit(edit=EditConfig("parent", "interpolate", displacement={"grid": 1e-4})))
-    start = begun(training)
-    other = new_training(tiny_config(seed=training.config.seed + 1)).scene.field.table
-    table = training.scene.field.table
-    there, step = (other - start[table]).flatten(), (table - start[table]).flatten()
-    assert torch.nn.functional.cosine_similarity(there, step, dim=0).item() == pytest.approx(1, abs=1e-3)
+def test_moving_and_ascending_compose():
+    training = new_training(tiny_config(edit=EditConfig("parent", eta=0.5, ascent_steps=3)))
+    moved_by = moved(training, begun(training))
+    assert moved_by["grid"] > 0
+    assert [r.phase for r in steps(training, 5)] == ["ascend"] * 3 + ["descend"] * 2
 
 
-@pytest.mark.parametrize(
-    ("escape", "norms", "says"), [("anneal", {"grid": 1.0}, "is for noise and interpolate"), ("noise", {"hair": 1.0}, "grid, mlp, background"),
-                                  ("noise", {"grid": -1.0}, "at least 0")]
-)  # fmt: skip
-def test_displacements_that_cannot_be_are_refused(escape, norms, says):
-    with pytest.raises(ValueError, match=says):
-        EditConfig("parent", escape, displacement=norms)
+def test_only_the_distillation_gradient_changes_its_sign():
+    """Whatever a rule calls its steps: the sign is a function of the configuration and the step."""
+    image = Image(
+        torch.zeros(1, 3, 2, 2),
+        torch.full((1, 2, 2), 0.3),
+        torch.zeros(1, 2, 2),
+        torch.zeros(()),
+        0,
+    )
+    sparse = 2 * (0.3**2 + 0.01) ** 0.5
+    config = tiny_edit(loss=LossConfig(opacity=2.0))
+    assert [train.distillation_sign(config, step) for step in (0, 4, 5, 11)] == [-1, -1, 1, 1]
+    for distillation in (5.0, -5.0):
+        loss = train.objective(config, 0, torch.tensor(distillation), image)
+        assert float(loss) == pytest.approx(distillation + sparse)
 
 
-def test_what_ascends_and_what_descends_in_each_phase():
-    """The annealer negates the whole objective in both ascents."""
-    view = View(torch.zeros(1, 3, 2, 2), torch.full((1, 2, 2), 0.3), torch.zeros(1, 2, 2), torch.zeros(()), 0)
-    loss, score = LossConfig(opacity=2.0), torch.tensor(5.0)
-    sparse = (0.3**2 + 0.01) ** 0.5
-    values = {phase: float(train.objective(phase, score, view, loss, 0.0)) for phase in ("descend", "ascend", "ascend regularizers")}
-    assert values == pytest.approx({"descend": 5 + 2 * sparse, "ascend": 5 - 2 * sparse, "ascend regularizers": sparse})
+def test_a_rule_of_another_name_leaves_the_regularizers_descending():
+    ends = []
+    for phase in ("ascend", "melt"):
+        config = tiny_edit(loss=LossConfig(opacity=5.0))
+        (rule,) = train.rules_for(config)
+        training = new_training(config, method=train.Method([replace(rule, phase=phase)]))
+        assert steps(training, 3)[0].phase == phase
+        ends.append(tensors(training))
+    assert_equal(*ends)
 
 
-def test_the_control_of_the_regularizers_knows_nothing_of_the_prompt_and_grows_opaque():
-    config = tiny_edit(edit=EditConfig("parent", "regularizers", ascent_steps=5, scale=1.0))
-    one, other, before = (new_training(config) for _ in range(3))
-    results = steps(one, 5)
-    steps(other, 5, Broken({99}, factor=-3.0))
-    assert [r.phase for r in results] == ["ascend regularizers"] * 5
-    assert_equal(tensors(one), tensors(other))
-    point = torch.full((1, 3), 0.3)
-    assert one.scene.density(point).item() > before.scene.density(point).item()
-    steps(one, 1)
-    assert one.annealer.phase == "descend"
-
-
-def test_occupancy_is_looked_at_in_full_at_every_phase_switch(monkeypatch):
+def test_the_occupancy_grid_is_rebuilt_at_every_phase_switch(monkeypatch):
     """Cells that were empty for the old prompt must be able to fill for the new one."""
     full = []
-    monkeypatch.setattr(train.Scene, "refresh", lambda self, seed, step, full: full_steps.append((step, full)))
+    monkeypatch.setattr(
+        train.Scene, "refresh", lambda self, seed, step, full: full_steps.append((step, full))
+    )
     full_steps = full
     steps(new_training(tiny_edit()), 8)
     assert [step for step, whole in full if whole] == [0, 5]
@@ -228,7 +295,7 @@ def test_every_loss_term_reaches_the_gradient():
     for name in ("none", "opacity", "entropy", "orientation"):
         loss = LossConfig() if name == "none" else LossConfig(**{name: 10.0})
         training = new_training(tiny_config(loss=loss))
-        training.step = 6
+        training.annealer.step = 6
         training.scene.refresh(0, 0, full=True)
         steps(training, 1)
         grads[name] = training.scene.field.out.weight.grad.clone()
@@ -245,15 +312,29 @@ def test_logged_numbers_are_signed():
 def test_warm_up_starts_again_at_each_reset():
     config = tiny_edit()
     config = replace(config, optimizer=replace(config.optimizer, decay=1.0))
-    factors = [rate_factor(config, s) for s in (0, 4, 5, 11)]
-    assert factors == pytest.approx([0.02, 0.1, 0.02, 0.14])
-    assert rate_factor(replace(config, edit=replace(config.edit, escape="plain", moments="keep")), 0) == 1.0
+    factor = learning_rate_factor(config)
+    assert [factor(s) for s in (0, 4, 5, 11)] == pytest.approx([0.02, 0.1, 0.02, 0.14])
+    kept = replace(config, edit=EditConfig("parent", moments="keep"))
+    assert learning_rate_factor(kept)(0) == 1.0
 
 
-def test_the_rate_falls_by_a_cosine_where_it_is_asked_to():
+def test_the_rate_falls_by_a_cosine_to_its_decay():
     config = replace(tiny_config(), steps=100)
-    config = replace(config, optimizer=replace(config.optimizer, warmup=0, decay=0.1))
-    assert [rate_factor(config, s) for s in (0, 50, 100)] == pytest.approx([1.0, 0.55, 0.1])
+    factor = learning_rate_factor(
+        replace(config, optimizer=replace(config.optimizer, warmup=0, decay=0.1))
+    )
+    assert [factor(s) for s in (0, 50, 100)] == pytest.approx([1.0, 0.55, 0.1])
+
+
+def test_rates_outside_a_step_are_the_configuration_s():
+    """Warm-up, cosine and ascent hold inside optimizer.step() only."""
+    training = new_training(tiny_edit())
+    for _ in range(7):
+        steps(training, 1)
+        assert [g["lr"] for g in training.optimizer.param_groups] == [1e-2, 1e-2]
+    assert training.annealer.rates["grid"] == pytest.approx(
+        1e-2 * learning_rate_factor(training.config)(6)
+    )
 
 
 PROCESSES = """
@@ -262,13 +343,15 @@ sys.path.insert(0, {tests!r})
 from dataclasses import replace
 from tiny import tiny_config, tiny_score
 from dreamsa.guidance.prompts import ViewPrompt
-from dreamsa.train import Processes, new_training, sds_step
+from dreamsa.device import Processes
+from dreamsa.train import new_training, sds_step
 config = tiny_config(camera=replace(tiny_config().camera, batch=2))
 training, processes = new_training(config), Processes.current()
 for _ in range(3):
     sds_step(training, tiny_score(), ViewPrompt(tiny_score(), "x"), processes)
 from safetensors.torch import save_file
-save_file(dict(training.scene.state_dict()), sys.argv[1] + f"/{{processes.count}}-{{processes.rank}}.safetensors")
+name = f"{{processes.count}}-{{processes.rank}}.safetensors"
+save_file(dict(training.scene.state_dict()), sys.argv[1] + "/" + name)
 """
 
 
@@ -277,11 +360,20 @@ def test_accelerate_launch_on_two_processes_is_one_process_with_both_views(tmp_p
 
     script = tmp_path / "work.py"
     script.write_text(PROCESSES.format(tests=os.path.dirname(__file__)))
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1",
-              "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "29631"]  # fmt: skip
+    options = (
+        "--multi_gpu --num_processes 2 --num_machines 1 --mixed_precision no --dynamo_backend no"
+    )
+    launch = [sys.executable, "-m", "accelerate.commands.launch", *options.split()]
+    launch += ["--main_process_port", "29631"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "1"}
     for command in ([sys.executable], launch):
-        done = subprocess.run([*command, str(script), str(tmp_path)], capture_output=True, text=True, env=environment, timeout=300)
+        done = subprocess.run(
+            [*command, str(script), str(tmp_path)],
+            capture_output=True,
+            text=True,
+            env=environment,
+            timeout=300,
+        )
         assert done.returncode == 0, done.stderr[-3000:]
     one, *two = (load_file(tmp_path / f"{name}.safetensors") for name in ("1-0", "2-0", "2-1"))
     for name in one:

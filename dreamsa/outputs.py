@@ -1,0 +1,224 @@
+"""Files made from a run's scene: preview, contact sheet, turntable, README and mesh."""
+
+import tempfile
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from dreamsa import checkpoint, media
+from dreamsa.choices import FORMATS, Channel, ColourMode, Format
+from dreamsa.config import CameraConfig
+from dreamsa.device import resolve_device
+from dreamsa.files import TEMPORARY, write_atomic
+from dreamsa.media import Frames, NoFfmpeg, contact_sheet, write_mp4, write_png, write_webp
+from dreamsa.meshing.asset import Colour, make_asset
+from dreamsa.meshing.colour_correction import CalibratedView
+from dreamsa.meshing.hull import EmptyScene
+from dreamsa.rendering.cameras import Cameras, camera_rays, viewing_cameras
+from dreamsa.rendering.shading import depth_normals
+from dreamsa.runs import Run
+from dreamsa.scene import Scene
+from dreamsa.version import __version__
+
+SHEET_VIEWS = 8
+"""Views around the object on a contact sheet."""
+EXPORT_RINGS = ((0, 8, 10.0), (20, 8, 32.5), (45, 6, 0.0), (80, 2, 0.0))
+"""Rings of cameras that an export fits colours to: elevation, number, first azimuth (degrees).
+None is a camera of `dreamsa.evaluate`."""
+
+
+def load_scene(run: Run, device: str = "auto") -> Scene:
+    """A run's scene from its latest checkpoint."""
+    config = run.config
+    scene = Scene(config.field, config.render, config.seed, resolve_device(device))
+    scene.restore(checkpoint.load(run.latest_checkpoint).tensors["scene"])
+    return scene
+
+
+def orbit_images(
+    scene: Scene,
+    camera_config: CameraConfig,
+    count: int,
+    resolution: int,
+    elevation_deg: float = 15.0,
+    channel: Channel = "rgb",
+) -> Frames:
+    """Render evenly spaced views around the object, the first from the front."""
+    azimuth_deg = [360 * i / count for i in range(count)]
+    cameras = viewing_cameras(camera_config, azimuth_deg, elevation_deg)
+    cameras = cameras.to(scene.occupancy.density.device)
+    image = scene.view(cameras, resolution)
+    if channel == "rgb":
+        return media.to_uint8(image.rgb)
+    opacity = image.opacity.cpu().numpy()
+    if channel == "depth":
+        return media.depth_images(image.depth.cpu().numpy(), opacity)
+    directions = camera_rays(cameras, resolution, resolution)[1]
+    points = torch.einsum("bhwi,bij->bhwj", directions, cameras.pose[:, :, :3])
+    normals = depth_normals(points * image.depth[..., None], image.opacity > 0.1)
+    return media.normal_images(normals.cpu().numpy(), opacity)
+
+
+def write_preview(run: Run, scene: Scene, camera_config: CameraConfig, step: int) -> Path:
+    """Write four small views to `previews/STEP.png`, in a folder that exists."""
+    path = run.path / "previews" / f"{step:08d}.png"
+    write_png(contact_sheet(orbit_images(scene, camera_config, 4, 64), 4, magnify=2), path)
+    return path
+
+
+def write_outputs(run: Run, scene: Scene, frames: int = 60, resolution: int = 128) -> list[Path]:
+    """Write a run's contact sheet (8 views around, 4 from above), turntable and README.
+
+    Returns:
+        The files written; no turntable if `frames` is 0.
+    """
+    camera = run.config.camera
+    turntable = orbit_images(scene, camera, frames, resolution) if frames else None
+    if turntable is not None and frames % SHEET_VIEWS == 0:
+        around = turntable[:: frames // SHEET_VIEWS]
+    else:
+        around = orbit_images(scene, camera, SHEET_VIEWS, resolution)
+    above = orbit_images(scene, camera, 4, resolution, elevation_deg=70.0)
+    sheet, readme = run.path / "contact_sheet.png", run.path / "README.md"
+    write_png(contact_sheet(np.concatenate([around, above]), 4), sheet)
+    written = [] if turntable is None else write_turntable(turntable, run.path / "turntable")
+    write_atomic(readme, _readme(run).encode())
+    return [sheet, *written, readme]
+
+
+def write_turntable(frames: Frames, stem: Path) -> list[Path]:
+    """Write STEM.webp and, if ffmpeg is available, STEM.mp4; warns if it is not."""
+    written = [stem.with_name(f"{stem.name}.webp"), stem.with_name(f"{stem.name}.mp4")]
+    write_webp(frames, written[0])
+    try:
+        write_mp4(frames, written[1])
+    except NoFfmpeg as error:
+        warnings.warn(str(error), stacklevel=3)
+        del written[1]
+    return written
+
+
+def _readme(run: Run) -> str:
+    record, turntable = run.record, (run.path / "turntable.webp").exists()
+    lineage = "\n".join(
+        f"{i}. {step['prompt']} (`{step['id']}`)" for i, step in enumerate(record["lineage"], 1)
+    )
+    return (
+        f"# {record['prompt']}\n\n![twelve views](contact_sheet.png)\n\n"
+        + (f"Made by editing:\n\n{lineage}\n\n" if lineage else "")
+        + ("Turntable: `turntable.mp4`, `turntable.webp`. " if turntable else "")
+        + f"{record['steps']} steps, seed {run.config.seed}, dreamsa {record['version']}.\n\n"
+        + f'Edit it: `dreamsa edit {run.id} "a new prompt"`\n\n'
+        + f"Export it as a mesh: `dreamsa export {run.id} --format glb`\n"
+    )
+
+
+def export_mesh(
+    run: Run,
+    *,
+    format: Format,
+    out: Path | str | None,
+    resolution: int,
+    texture: int,
+    faces: int | None,
+    colour: ColourMode,
+    scale: float,
+    unlit: bool,
+    stage: Callable[[str], None],
+) -> Path:
+    """Write a finished run's object as a mesh; `dreamsa.export` describes arguments and errors."""
+    _check_export(format, resolution, texture, faces, colour, scale)
+    run.require_finished()
+    path = _mesh_path(run, format, out)
+    from dreamsa.meshing.files import check_materials, write_asset  # trimesh loads slowly
+
+    if format == "obj" and colour == "texture":
+        check_materials(path)
+    scene = load_scene(run)
+    config, record = run.config, run.record
+    forced: dict[Format, Colour] = {"ply": "vertex", "stl": "none"}
+    try:
+        asset = make_asset(
+            scene.query,
+            *scene.box(),
+            resolution=resolution,
+            faces=faces,
+            colour=forced.get(format, colour),
+            texture=texture,
+            views=lambda: export_views(scene, config.camera),
+            device=scene.occupancy.density.device,
+            stage=stage,
+        )
+    except EmptyScene as error:
+        raise EmptyScene(
+            f"Run {run.id} cannot be exported: {error}. See its contact_sheet.png; "
+            "train it for longer or again."
+        ) from error
+    stage(f"write {path.name}")
+    about = {"prompt": record["prompt"], "run": run.id, "seed": config.seed, "version": __version__}
+    path.parent.mkdir(exist_ok=True)  # mesh-obj
+    write_asset(asset, path, format, about, scale, unlit)
+    return path
+
+
+def _check_export(
+    format: str, resolution: int, texture: int, faces: int | None, colour: str, scale: float
+) -> None:
+    if format not in FORMATS:
+        raise ValueError(f"There is no format {format!r}. There are: {', '.join(FORMATS)}.")
+    if colour not in ("texture", "vertex"):
+        raise ValueError(f"colour must be texture or vertex, got {colour!r}.")
+    for name, value, low, high in (
+        ("resolution", resolution, 16, 512),
+        ("texture", texture, 64, 4096),
+        ("faces", faces, 100, 2_000_000),
+    ):
+        if value is not None and not low <= value <= high:
+            raise ValueError(f"{name} must lie in [{low}, {high}], got {value}.")
+    if not 0 < scale < 1e6:
+        raise ValueError(f"scale must lie in (0, 1000000) units per world unit, got {scale}.")
+
+
+def _mesh_path(run: Run, format: Format, out: Path | str | None) -> Path:
+    """Path of an export, in a folder that has proved to be writable."""
+    if out is None and format == "obj":
+        path = run.path / "mesh-obj" / "mesh.obj"
+    else:
+        path = Path(out if out is not None else run.path / f"mesh.{format}").expanduser()
+    if path.is_dir():
+        path = path / f"{run.id}.{format}"
+    endings = (".obj", ".zip") if format == "obj" else (f".{format}",)
+    if path.suffix.lower() not in endings:
+        raise ValueError(
+            f"{path} does not end in {' or '.join(endings)}, which --format {format} writes."
+        )
+    folder = run.path if out is None else path.parent
+    try:
+        tempfile.NamedTemporaryFile(prefix=TEMPORARY, dir=folder).close()
+    except OSError as error:
+        raise ValueError(
+            f"{path} cannot be written: {error.strerror or error}. Name another file with --out."
+        ) from error
+    return path
+
+
+def export_views(scene: Scene, camera_config: CameraConfig) -> list[CalibratedView]:
+    """Render the 24 views that an export fits its colours to, from all around and above."""
+    rings = [
+        viewing_cameras(camera_config, [first + 360 * i / count for i in range(count)], elevation)
+        for elevation, count, first in EXPORT_RINGS
+    ]
+    fields = zip(*(vars(ring).values() for ring in rings), strict=True)
+    return calibrated_views(scene, Cameras(*map(torch.cat, fields)))
+
+
+def calibrated_views(scene: Scene, cameras: Cameras, size: int = 40) -> list[CalibratedView]:
+    """Render the object's own colours, without background, from known cameras."""
+    image = scene.view(cameras, size, 0.0)
+    opacity = image.opacity.cpu().double().numpy()
+    rgb = image.rgb.movedim(1, -1).cpu().double().numpy() / np.maximum(opacity, 1e-3)[..., None]
+    poses, focals = cameras.pose.cpu().double().numpy(), cameras.focal.tolist()
+    return list(map(CalibratedView, poses, focals, np.clip(rgb, 0, 1), opacity))
