@@ -1,4 +1,4 @@
-"""The shapes that signatures promise are checked in every test run; see `conftest.py`."""
+"""Every test run checks the shapes in signatures; see `conftest.py`."""
 
 from typing import get_type_hints
 
@@ -7,9 +7,10 @@ import torch
 from jaxtyping import TypeCheckError, jaxtyped
 from tiny import tiny_config
 
-from dreamsa import sds
-from dreamsa.render.cameras import Cameras, orbit
-from dreamsa.render.volume import kernels_for, march, render_rays
+from dreamsa.guidance.noise import add_noise
+from dreamsa.rendering.cameras import Cameras, orbit
+from dreamsa.rendering.kernels import kernels_for
+from dreamsa.rendering.volume import march, render_rays
 from dreamsa.toybox.renderer import render_solid
 from dreamsa.toybox.shapes import build
 from dreamsa.train import draw_views, new_training
@@ -17,12 +18,12 @@ from dreamsa.train import draw_views, new_training
 
 def test_noise_of_another_shape_is_refused():
     latents, alpha_bar = torch.zeros(2, 4, 8, 8), torch.full((2,), 0.5)
-    sds.add_noise(latents, latents, alpha_bar)
-    for odd in (latents[:, :3], latents[0], latents.long()):
+    add_noise(latents, latents, alpha_bar)
+    for wrong in (latents[:, :3], latents[0], latents.long()):
         with pytest.raises(TypeCheckError, match="parameter 'noise'"):
-            sds.add_noise(latents, odd, alpha_bar)
+            add_noise(latents, wrong, alpha_bar)
     with pytest.raises(TypeCheckError, match="parameter 'alpha_bar'"):
-        sds.add_noise(latents, latents, alpha_bar[:1])  # would broadcast, and noise both views alike
+        add_noise(latents, latents, alpha_bar[:1])  # would broadcast to both views
 
 
 @pytest.fixture(scope="module")
@@ -30,41 +31,51 @@ def scene():
     return new_training(tiny_config()).scene
 
 
-def cast(scene, **changed):
-    """Five rays, with what is wrong about them."""
+def cast(scene, **changes):
+    """Render five rays."""
     origins = torch.tensor([[1.5, 0.0, 0.0]]).expand(5, 3)
-    given = {"origins": origins, "directions": -origins / 1.5, "background": torch.ones(3), "first": torch.full((5,), 0.5), **changed}
-    return render_rays(scene.field.query, scene.occupancy, config=scene.render_config, **given)
+    arguments = {
+        "origins": origins,
+        "directions": -origins / 1.5,
+        "background": torch.ones(3),
+        "first": torch.full((5,), 0.5),
+        **changes,
+    }
+    return render_rays(scene.field.query, scene.occupancy, config=scene.render_config, **arguments)
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"first": torch.zeros(1)}, {"directions": torch.ones(1, 3)}, {"background": torch.ones(1)}, {"light": torch.ones(3)}]
+    "wrong",
+    [
+        {"first": torch.zeros(1)},
+        {"directions": torch.ones(1, 3)},
+        {"background": torch.ones(1)},
+        {"light": torch.ones(3)},
+    ],
 )
-def test_rays_of_another_number_are_refused(scene, wrong):
-    """The numba kernels check no bounds: they would read on beyond the end of a tensor."""
+def test_another_number_of_rays_is_refused(scene, wrong):
+    """The numba kernels check no bounds: they would read beyond the end of a tensor."""
     cast(scene)
     with pytest.raises(TypeCheckError, match=f"parameter '{next(iter(wrong))}'"):
         cast(scene, **wrong)
 
 
-def test_cameras_are_checked_when_they_are_made():
+def test_cameras_are_checked_at_construction():
     one, two = orbit([0.0]), orbit([0.0, 90.0])
     with pytest.raises(TypeCheckError, match="parameter 'focal'"):
         Cameras(one.pose, two.focal, one.azimuth_deg, one.elevation_deg)
 
 
-def test_tuples_hold_what_their_fields_promise(scene):
+def test_named_tuples_have_the_annotated_shapes(scene):
     """The hook checks functions and dataclasses, but no named tuple."""
-    config = tiny_config()
     rng = torch.Generator().manual_seed(0)
-    points = torch.rand(7, 3, generator=rng) - 0.5
-    rays = torch.tensor([[1.5, 0.0, 0.0]]).expand(5, 3)
+    rays, kernels = torch.tensor([[1.5, 0.0, 0.0]]).expand(5, 3), kernels_for(torch.device("cpu"))
     tuples = [
-        scene.field.query(points),
-        march(scene.occupancy, rays, -rays / 1.5, 0.1, torch.full((5,), 0.5), kernels_for(torch.device("cpu"))),
+        scene.field.query(torch.rand(7, 3, generator=rng) - 0.5),
+        march(scene.occupancy, rays, -rays / 1.5, 0.1, torch.full((5,), 0.5), kernels),
         cast(scene),
-        scene.look(orbit([0.0, 90.0]), 8),
-        draw_views(config, 0, 1000),
+        scene.view(orbit([0.0, 90.0]), 8),
+        draw_views(tiny_config(), 0, 1000),
         build("mug"),
         render_solid(build("mug"), orbit([0.0, 90.0]), 8),
     ]

@@ -1,10 +1,10 @@
-"""Work for processes of their own: importable there, and quick."""
+"""Quick work that other processes can import."""
 
 import time
 
 
 def square(task, stop):
-    """`task` squared; 0 is an error, and 99 lasts until it is told to stop."""
+    """`task` squared; 0 raises, and 99 lasts until it is stopped."""
     if task == 0:
         raise ValueError("zero was given")
     while task == 99 and not stop():
@@ -13,7 +13,7 @@ def square(task, stop):
 
 
 class Budget:
-    """Says stop from the call number `calls` on."""
+    """Stops at call number `calls`."""
 
     def __init__(self, calls):
         self.left = calls

@@ -1,7 +1,7 @@
-"""The embedded Stable Diffusion's autoencoder: a thin AutoencoderTiny, 64 x 64 images to 8 x 16 x 16 latents."""
+"""The embedded Stable Diffusion's autoencoder: 64 x 64 images to 8 x 16 x 16 latents."""
 
-# pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportCallIssue=false, reportOptionalMemberAccess=false
-# (decorators of diffusers and transformers hide their own types)
+# Decorators of diffusers and transformers hide types:
+# pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportCallIssue=false
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,16 +13,17 @@ from jaxtyping import Float16
 from torch import Tensor
 
 from dreamsa.randomness import generator_for, seed_for
-from dreamsa.toybox.dataset import Pictures, grey_backgrounds
+from dreamsa.statistics import psnr
+from dreamsa.toybox.dataset import ImageSet, grey_backgrounds
 from dreamsa.toybox.fit import FitConfig, FitStep, fit
 
 LATENT_CHANNELS = 8
 LATENT_NOISE = 0.05
-"""Standard deviation of the noise that the decoder must bear: it makes the code smooth, as a VAE's posterior does."""
+"""Standard deviation of the noise before the decoder; it smooths the latents as in a VAE."""
 
 
 def new_autoencoder(width: int = 48) -> AutoencoderTiny:
-    """Two strided convolutions down, no normalisation layers: one encoding with its backward takes about 15 ms on a CPU."""
+    """Two strided convolutions, no normalization: fast on a CPU."""
     return AutoencoderTiny(
         encoder_block_out_channels=(width,) * 3,
         decoder_block_out_channels=(width,) * 3,
@@ -35,40 +36,52 @@ def new_autoencoder(width: int = 48) -> AutoencoderTiny:
 
 
 def train_autoencoder(
-    folder: Path, model: AutoencoderTiny, pictures: Pictures, config: FitConfig, seed: int, batch: int = 32
+    folder: Path,
+    model: AutoencoderTiny,
+    dataset: ImageSet,
+    config: FitConfig,
+    seed: int,
+    batch: int = 32,
 ) -> Iterator[FitStep]:
-    """Minimise squared error plus a slight pull of the latents towards unit size."""
+    """Minimize the squared error plus a weak penalty on the latents."""
     model.to(memory_format=torch.channels_last)
 
     def loss_at(step: int) -> Tensor:
         rng = np.random.default_rng(seed_for(seed, step, "autoencoder"))
-        images = pictures.over(rng.integers(len(pictures), size=batch), grey_backgrounds(batch, rng)).to(model.device)
+        index = rng.integers(len(dataset), size=batch)
+        images = dataset.over(index, grey_backgrounds(batch, rng)).to(model.device)
         images = (images * 2 - 1).to(memory_format=torch.channels_last)
         latents = model.encode(images).latents
-        noise = torch.randn(latents.shape, generator=generator_for(seed, step, "latent noise")).to(latents)
+        noise_rng = generator_for(seed, step, "latent noise")
+        noise = torch.randn(latents.shape, generator=noise_rng).to(latents)
         restored = model.decode(latents + LATENT_NOISE * noise).sample
-        return (restored.float() - images).square().mean() + 1e-4 * latents.float().square().mean()
+        error = (restored.float() - images).square().mean()
+        return error + 1e-4 * latents.float().square().mean()
 
     yield from fit(folder, model, loss_at, config)
 
 
 @torch.no_grad()
-def encode_pictures(model: AutoencoderTiny, pictures: Pictures, seed: int, batch: int = 64) -> Float16[Tensor, "n 8 16 16"]:
-    """Latents of every picture over a grey background of its own, not yet scaled."""
+def encode_images(
+    model: AutoencoderTiny, dataset: ImageSet, seed: int, batch: int = 64
+) -> Float16[Tensor, "n 8 16 16"]:
+    """Unscaled latents of every image, each over its own random grey background."""
     rng = np.random.default_rng(seed_for(seed, 0, "latent backgrounds"))
     chunks = []
-    for start in range(0, len(pictures), batch):
-        index = np.arange(start, min(start + batch, len(pictures)))
-        images = pictures.over(index, grey_backgrounds(len(index), rng)).to(model.device)
+    for start in range(0, len(dataset), batch):
+        index = np.arange(start, min(start + batch, len(dataset)))
+        images = dataset.over(index, grey_backgrounds(len(index), rng)).to(model.device)
         chunks.append(model.encode(images * 2 - 1).latents.half().cpu())
     return torch.cat(chunks)
 
 
 @torch.no_grad()
-def reconstruction_psnr(model: AutoencoderTiny, pictures: Pictures, seed: int, count: int = 256) -> float:
-    """Mean PSNR in dB of decode(encode(image)) over `count` pictures, images in [0, 1]."""
+def reconstruction_psnr(
+    model: AutoencoderTiny, dataset: ImageSet, seed: int, count: int = 256
+) -> float:
+    """Mean PSNR in dB of decode(encode(image)) over `count` images."""
     rng = np.random.default_rng(seed_for(seed, 0, "psnr"))
-    images = pictures.over(rng.integers(len(pictures), size=count), grey_backgrounds(count, rng)).to(model.device)
-    restored = torch.cat([model.decode(model.encode(x * 2 - 1).latents).sample for x in images.split(32)])
-    error = ((restored / 2 + 0.5).clamp(0, 1) - images).square().mean((1, 2, 3))
-    return float((-10 * error.log10()).mean())
+    index = rng.integers(len(dataset), size=count)
+    images = dataset.over(index, grey_backgrounds(count, rng)).to(model.device)
+    restored = [model.decode(model.encode(x * 2 - 1).latents).sample for x in images.split(32)]
+    return float(psnr((torch.cat(restored) / 2 + 0.5).clamp(0, 1), images).mean())

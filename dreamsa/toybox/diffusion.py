@@ -1,7 +1,7 @@
-"""The embedded Stable Diffusion's UNet: v-prediction on cached latents, and the folder that diffusers loads."""
+"""The embedded Stable Diffusion's UNet: v-prediction on cached latents, and its pipeline."""
 
-# pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportCallIssue=false, reportOptionalMemberAccess=false
-# (decorators of diffusers and transformers hide their own types)
+# Decorators of diffusers and transformers hide types:
+# pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportCallIssue=false
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,17 +14,18 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import CLIPTextModel, CLIPTokenizer
 
+from dreamsa.guidance.noise import add_noise, per_view
 from dreamsa.randomness import generator_for, seed_for
 from dreamsa.toybox.autoencoder import LATENT_CHANNELS
-from dreamsa.toybox.dual_encoder import TEXT_WIDTH, draw_shares, random_captions, tokenize
+from dreamsa.toybox.dual_encoder import TEXT_WIDTH, draw_weights, random_captions, tokenize
 from dreamsa.toybox.fit import FitConfig, FitStep, fit
 
 UNCONDITIONAL = 0.1
-"""Share of the captions that are emptied, for classifier-free guidance (arXiv:2207.12598)."""
+"""Fraction of empty captions, for classifier-free guidance (arXiv:2207.12598)."""
 
 
 def new_unet() -> UNet2DConditionModel:
-    """6.7 M parameters; attention at 8 x 8 and 4 x 4 only, where it is cheap."""
+    """6.7 M parameters; attention only at 8 x 8 and 4 x 4, where it is cheap."""
     return UNet2DConditionModel(
         sample_size=16,
         in_channels=LATENT_CHANNELS,
@@ -40,7 +41,7 @@ def new_unet() -> UNet2DConditionModel:
 
 
 def new_scheduler() -> DDIMScheduler:
-    """Stable Diffusion's noise schedule with v-prediction, which learns colours at high noise where epsilon cannot."""
+    """Stable Diffusion's noise schedule with v-prediction, which learns colours at high noise."""
     return DDIMScheduler(
         beta_schedule="scaled_linear",
         beta_start=0.00085,
@@ -64,10 +65,10 @@ def train_diffusion(
     seed: int,
     batch: int = 32,
 ) -> Iterator[FitStep]:
-    """Minimise the squared error of v = sqrt(a) noise - sqrt(1 - a) latents, every timestep weighing the same (arXiv:2202.00512).
+    """Minimize the squared error of v = sqrt(a) noise - sqrt(1 - a) latents (arXiv:2202.00512).
 
-    A min-SNR weight (arXiv:2303.09556) all but silences the noisiest timesteps, where the view is decided. The text tower is trained along,
-    as in latent diffusion (arXiv:2112.10752, sec. 3.3): contrastive training alone tells views apart too weakly.
+    All timesteps have equal weight: the noisiest ones determine the view. The text encoder is
+    trained too, as in latent diffusion (arXiv:2112.10752, sec. 3.3).
 
     Args:
         latents: Scaled, of any float dtype.
@@ -76,31 +77,35 @@ def train_diffusion(
     unet.to(memory_format=torch.channels_last)
     device = unet.device
     both = torch.nn.ModuleDict({"unet": unet, "text_encoder": text_encoder.requires_grad_(True)})
-    alpha_bar, shares = new_scheduler().alphas_cumprod.to(device), draw_shares(labels)
+    alpha_bar, weights = new_scheduler().alphas_cumprod.to(device), draw_weights(labels)
 
     def loss_at(step: int) -> Tensor:
         rng = np.random.default_rng(seed_for(seed, step, "diffusion"))
         torch_rng = generator_for(seed, step, "diffusion noise")
-        index = rng.choice(len(latents), size=batch, p=shares)
-        texts = [t if rng.random() >= UNCONDITIONAL else "" for t in random_captions(labels[index], rng)]
+        index = rng.choice(len(latents), size=batch, p=weights)
+        captions = random_captions(labels[index], rng)
+        texts = [text if rng.random() >= UNCONDITIONAL else "" for text in captions]
         clean = latents[torch.from_numpy(index)].float().to(device)
         timesteps = torch.randint(0, 1000, (batch,), generator=torch_rng).to(device)
         noise = torch.randn(clean.shape, generator=torch_rng).to(device)
-        a = alpha_bar[timesteps].view(-1, 1, 1, 1)
-        noisy = a.sqrt() * clean + (1 - a).sqrt() * noise
+        a = per_view(alpha_bar[timesteps])
+        noisy = add_noise(clean, noise, alpha_bar[timesteps])
         target = a.sqrt() * noise - (1 - a).sqrt() * clean
         words = text_encoder(tokenize(tokenizer, texts).to(device)).last_hidden_state
         predicted = unet(noisy.to(memory_format=torch.channels_last), timesteps, words).sample
         return (predicted.float() - target).square().mean()
 
-    with sdpa_kernel(SDPBackend.MATH):  # a sixth faster in training on CPUs: the flash kernel's backward is slow for few tokens
+    with sdpa_kernel(SDPBackend.MATH):  # a sixth faster on CPUs: flash attention suits many tokens
         yield from fit(folder, both, loss_at, config)
 
 
 def assemble(
-    tokenizer: CLIPTokenizer, text_encoder: CLIPTextModel, autoencoder: AutoencoderTiny, unet: UNet2DConditionModel
+    tokenizer: CLIPTokenizer,
+    text_encoder: CLIPTextModel,
+    autoencoder: AutoencoderTiny,
+    unet: UNet2DConditionModel,
 ) -> StableDiffusionPipeline:
-    """The parts as an ordinary Stable Diffusion pipeline: `save_pretrained` writes the folder."""
+    """The parts as an ordinary Stable Diffusion pipeline."""
     return StableDiffusionPipeline(
         vae=autoencoder,
         text_encoder=text_encoder,
@@ -115,14 +120,19 @@ def assemble(
 
 @torch.no_grad()
 def sample(
-    pipeline: StableDiffusionPipeline, texts: list[str], seed: int, steps: int = 25, guidance: float = 5.0, batch: int = 32
+    pipeline: StableDiffusionPipeline,
+    texts: list[str],
+    seed: int,
+    steps: int = 25,
+    guidance: float = 5.0,
+    batch: int = 32,
 ) -> Float32[Tensor, "n 3 64 64"]:
-    """One picture per text, in [0, 1]."""
+    """One image per text, in [0, 1]."""
     pipeline.set_progress_bar_config(disable=True)
     images = []
     for start in range(0, len(texts), batch):
         chunk = texts[start : start + batch]
         generators = [generator_for(seed, start + i, "sample", "cpu") for i in range(len(chunk))]
-        made = pipeline(chunk, num_inference_steps=steps, guidance_scale=guidance, generator=generators, output_type="pt")
-        images.append(made.images.float().cpu())
+        options = {"num_inference_steps": steps, "guidance_scale": guidance, "output_type": "pt"}
+        images.append(pipeline(chunk, generator=generators, **options).images.float().cpu())
     return torch.cat(images)

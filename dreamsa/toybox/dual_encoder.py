@@ -1,7 +1,7 @@
-"""Contrastive image-text pairs (CLIP, arXiv:2103.00020): the embedded model's text tower, and the judge."""
+"""Contrastive dual encoders (CLIP, arXiv:2103.00020): the embedded text encoder, and the judge."""
 
+# Decorators of diffusers and transformers hide types:
 # pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportCallIssue=false, reportOptionalMemberAccess=false
-# (decorators of diffusers and transformers hide their own types)
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Float, Float32, Float64, Int, Int64
 from safetensors.torch import load_file
 from torch import Tensor
+from torch.nn.functional import cross_entropy, interpolate, normalize
 from transformers import (
     CLIPTextConfig,
     CLIPTextModel,
@@ -22,10 +23,10 @@ from transformers import (
     VisionTextDualEncoderModel,
 )
 
-from dreamsa.guidance.prompts import VIEWS
+from dreamsa.choices import VIEWS
 from dreamsa.randomness import seed_for
 from dreamsa.toybox.captions import CHIRAL, LOOK_ALIKE, caption
-from dreamsa.toybox.dataset import COLOUR_NAMES, NAMES, UNTOLD, Pictures, wild_backgrounds
+from dreamsa.toybox.dataset import AMBIGUOUS, COLOUR_NAMES, NAMES, ImageSet, wild_backgrounds
 from dreamsa.toybox.fit import FitConfig, FitStep, fit
 from dreamsa.toybox.shapes import COLOUR_SYNONYMS
 from dreamsa.toybox.tokenizer import MAX_LENGTH
@@ -33,12 +34,12 @@ from dreamsa.toybox.tokenizer import MAX_LENGTH
 TEXT_WIDTH = 128
 
 VIEW_PHRASES = [f"{view} view" for view in VIEWS]
-PHRASES: tuple[list[str], ...] = (list(NAMES), [name or "natural" for name in COLOUR_NAMES], VIEW_PHRASES)
+PHRASES = (list(NAMES), [name or "natural" for name in COLOUR_NAMES], VIEW_PHRASES)
 """The bare words for objects, colours and views, in the order of the labels."""
 
 
 class PooledResNet(ResNetModel):
-    """transformers' ResNet for small pictures: no max pooling at its entrance, and pooled features as vectors."""
+    """transformers' ResNet for small images: no first max pooling, features as vectors."""
 
     def __init__(self, config: ResNetConfig) -> None:
         super().__init__(config)
@@ -51,7 +52,7 @@ class PooledResNet(ResNetModel):
 
 
 def new_dual_encoder(tokenizer: CLIPTokenizer) -> VisionTextDualEncoderModel:
-    """A four-stage ResNet and a three-layer CLIP text tower."""
+    """A four-stage ResNet and a three-layer CLIP text encoder."""
     text = CLIPTextConfig(
         vocab_size=len(tokenizer),
         hidden_size=TEXT_WIDTH,
@@ -64,89 +65,114 @@ def new_dual_encoder(tokenizer: CLIPTokenizer) -> VisionTextDualEncoderModel:
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
     )
-    vision = ResNetConfig(num_channels=3, embedding_size=32, hidden_sizes=[32, 64, 128, 192], depths=[1, 2, 2, 2], layer_type="basic")
-    vision.hidden_size = 192  # of the last stage, where VisionTextDualEncoderModel looks for it
-    return VisionTextDualEncoderModel(vision_model=PooledResNet(vision), text_model=CLIPTextModel(text))
+    vision = ResNetConfig(
+        num_channels=3,
+        embedding_size=32,
+        hidden_sizes=[32, 64, 128, 192],
+        depths=[1, 2, 2, 2],
+        layer_type="basic",
+    )
+    vision.hidden_size = 192  # of the last stage; VisionTextDualEncoderModel reads it here
+    return _join(vision, text)
+
+
+def _join(vision: ResNetConfig, text: CLIPTextConfig) -> VisionTextDualEncoderModel:
+    return VisionTextDualEncoderModel(
+        vision_model=PooledResNet(vision), text_model=CLIPTextModel(text)
+    )
 
 
 def load_dual_encoder(folder: Path | str) -> VisionTextDualEncoderModel:
-    """A dual encoder that `save_pretrained` wrote, in float32 and evaluation mode."""
+    """Load a saved dual encoder, in float32 and evaluation mode."""
     config = VisionTextDualEncoderConfig.from_pretrained(folder, local_files_only=True)
-    model = VisionTextDualEncoderModel(vision_model=PooledResNet(config.vision_config), text_model=CLIPTextModel(config.text_config))
+    model = _join(config.vision_config, config.text_config)
     model.load_state_dict(load_file(Path(folder) / "model.safetensors"))
     return model.float().eval()
 
 
-def tokenize(tokenizer: CLIPTokenizer, texts: Sequence[str], length: int = MAX_LENGTH) -> Int64[Tensor, "n {length}"]:
+def tokenize(
+    tokenizer: CLIPTokenizer, texts: Sequence[str], length: int = MAX_LENGTH
+) -> Int64[Tensor, "n {length}"]:
     """Token ids, padded and truncated."""
-    return tokenizer(list(texts), padding="max_length", truncation=True, max_length=length, return_tensors="pt").input_ids
+    return tokenizer(
+        list(texts), padding="max_length", truncation=True, max_length=length, return_tensors="pt"
+    ).input_ids
 
 
 def random_captions(labels: Int[np.ndarray, "n 3"], rng: np.random.Generator) -> list[str]:
-    """One caption per label: the view is left out of a tenth and where it is untold, black is sometimes written for ebony, and so on."""
+    """One caption per label, with random variations: synonyms, "the", no view.
+
+    The view is left out in a tenth of the captions, and where it is ambiguous.
+    """
     texts = []
     for name, colour, view in labels:
         word = COLOUR_NAMES[colour]
         if rng.random() < 0.4:
             word = next((other for other, meant in COLOUR_SYNONYMS.items() if meant == word), word)
-        text = caption(NAMES[name], word, VIEWS[view] if rng.random() < 0.9 and view != UNTOLD else None)
+        with_view = rng.random() < 0.9 and view != AMBIGUOUS
+        text = caption(NAMES[name], word, VIEWS[view] if with_view else None)
         texts.append("the" + text[text.index(" ") :] if rng.random() < 0.1 else text)
     return texts
 
 
-def _moved(pictures: Pictures, rng: np.random.Generator, most: int = 4) -> Pictures:
-    """Half of the pictures mirrored, where that keeps object, colour and view; each shifted by up to `most` pixels."""
-    padded = np.pad(pictures.rgba, ((0, 0), (most, most), (most, most), (0, 0)))
-    size, moved = pictures.rgba.shape[1], np.empty_like(pictures.rgba)
-    for i, (y, x) in enumerate(rng.integers(0, 2 * most + 1, (len(pictures), 2))):
-        one = padded[i, y : y + size, x : x + size]
-        mirror = rng.random() < 0.5 and NAMES[pictures.labels[i, 0]] not in CHIRAL
-        moved[i] = one[:, ::-1] if mirror else one
-    return Pictures(moved, pictures.labels)
+def _shifted(dataset: ImageSet, rng: np.random.Generator, max_shift: int = 4) -> ImageSet:
+    """Shift images by up to `max_shift` pixels; mirror half of those that are not CHIRAL."""
+    margin = (max_shift, max_shift)
+    padded = np.pad(dataset.rgba, ((0, 0), margin, margin, (0, 0)))
+    size, shifted = dataset.rgba.shape[1], np.empty_like(dataset.rgba)
+    for i, (y, x) in enumerate(rng.integers(0, 2 * max_shift + 1, (len(dataset), 2))):
+        image = padded[i, y : y + size, x : x + size]
+        mirror = rng.random() < 0.5 and NAMES[dataset.labels[i, 0]] not in CHIRAL
+        shifted[i] = image[:, ::-1] if mirror else image
+    return ImageSet(shifted, dataset.labels)
 
 
 def _blurred(images: Tensor, rng: np.random.Generator) -> Tensor:
-    """Some pictures soft and noisy, as a NeRF's renders are."""
-    small = torch.nn.functional.interpolate(images, scale_factor=float(rng.uniform(0.4, 0.8)), mode="bilinear", antialias=True)
-    soft = torch.nn.functional.interpolate(small, size=images.shape[-2:], mode="bilinear")
+    """Blur some images and add noise to all, as in a NeRF's renders."""
+    scale = float(rng.uniform(0.4, 0.8))
+    small = interpolate(images, scale_factor=scale, mode="bilinear", antialias=True)
+    soft = interpolate(small, size=images.shape[-2:], mode="bilinear")
     chosen = torch.from_numpy(rng.random((len(images), 1, 1, 1)) < 0.4)
-    noise = torch.from_numpy(rng.normal(0, 1, images.shape).astype(np.float32)) * rng.uniform(0, 0.05)
-    return (torch.where(chosen, soft, images) + noise).clamp(0, 1)
+    noise = torch.from_numpy(rng.normal(0, 1, images.shape).astype(np.float32))
+    return (torch.where(chosen, soft, images) + noise * rng.uniform(0, 0.05)).clamp(0, 1)
 
 
 def train_dual_encoder(
     folder: Path,
     model: VisionTextDualEncoderModel,
     tokenizer: CLIPTokenizer,
-    pictures: Pictures,
+    dataset: ImageSet,
     config: FitConfig,
     seed: int,
     batch: int = 64,
 ) -> Iterator[FitStep]:
-    """Cross-entropy both ways over the batch, pictures whose captions are equal sharing the target; and, picture to text,
-    over the bare words for the object ("rabbit"), the colour ("purple") and the view ("side view")."""
+    """Minimize cross-entropies of images and captions.
+
+    Both ways over the batch, where equal captions share the target; and from image to text over
+    each kind of PHRASES.
+    """
     model.vision_model.to(memory_format=torch.channels_last)
-    shares = draw_shares(pictures.labels)
+    weights = draw_weights(dataset.labels)
     phrases = [tokenize(tokenizer, texts).to(model.device) for texts in PHRASES]
-    cross_entropy = torch.nn.functional.cross_entropy
 
     def loss_at(step: int) -> Tensor:
         rng = np.random.default_rng(seed_for(seed, step, "dual encoder"))
-        index = rng.choice(len(pictures), size=batch, p=shares)
-        chosen = _moved(Pictures(pictures.rgba[index], pictures.labels[index]), rng)
-        images = _blurred(chosen.over(np.arange(batch), wild_backgrounds(batch, rng)), rng)
-        texts = random_captions(pictures.labels[index], rng)
-        image_features, text_features = features(
-            model, images.to(model.device, memory_format=torch.channels_last), tokenize(tokenizer, texts).to(model.device)
-        )
+        index = rng.choice(len(dataset), size=batch, p=weights)
+        labels = dataset.labels[index]
+        shifted = _shifted(ImageSet(dataset.rgba[index], labels), rng)
+        images = _blurred(shifted.over(np.arange(batch), wild_backgrounds(batch, rng)), rng)
+        images = images.to(model.device, memory_format=torch.channels_last)
+        texts = random_captions(labels, rng)
+        tokens = tokenize(tokenizer, texts).to(model.device)
+        image_features, text_features = features(model, images, tokens)
         scale = model.logit_scale.clamp(max=4.6).exp()
         logits = scale * image_features @ text_features.T
-        same = torch.tensor([[a == b for b in texts] for a in texts], dtype=torch.float32, device=logits.device)
+        same = torch.tensor([[a == b for b in texts] for a in texts]).float().to(logits.device)
         same = same / same.sum(1, keepdim=True)
         loss = (cross_entropy(logits.float(), same) + cross_entropy(logits.T.float(), same)) / 2
         for kind, tokens in enumerate(phrases):
-            targets = torch.from_numpy(targets_of(pictures.labels[index], kind)).to(logits.device)
-            words = torch.nn.functional.normalize(model.get_text_features(tokens).pooler_output.float(), dim=-1)
+            targets = torch.from_numpy(targets_of(labels, kind)).to(logits.device)
+            words = normalize(model.get_text_features(tokens).pooler_output.float(), dim=-1)
             loss = loss + cross_entropy((scale * image_features @ words.T).float(), targets)
         return loss
 
@@ -154,23 +180,25 @@ def train_dual_encoder(
 
 
 def targets_of(labels: Int[np.ndarray, "n 3"], kind: int) -> Int64[np.ndarray, "n"]:
-    """The labels' classes of one kind; views that nobody can tell are -100, which cross-entropy leaves out."""
+    """The labels of one kind; ambiguous views are -100, which cross-entropy ignores."""
     targets = labels[:, kind].astype(np.int64)
     if PHRASES[kind] is VIEW_PHRASES:
-        targets[[NAMES[name] in LOOK_ALIKE or view == UNTOLD for name, _, view in labels]] = -100
+        targets[[NAMES[name] in LOOK_ALIKE or view == AMBIGUOUS for name, _, view in labels]] = -100
     return targets
 
 
-def draw_shares(labels: Int[np.ndarray, "n 3"]) -> Float64[np.ndarray, "n"]:
-    """How often each picture is drawn, summing to 1: objects with a front twice as often, for their views are the hardest to learn."""
-    shares = np.array([1.0 if NAMES[name] in LOOK_ALIKE else 2.0 for name in labels[:, 0]])
-    return shares / shares.sum()
+def draw_weights(labels: Int[np.ndarray, "n 3"]) -> Float64[np.ndarray, "n"]:
+    """Probability of each image, doubled for objects with a front: views are hard to learn."""
+    weights = np.array([1.0 if NAMES[name] in LOOK_ALIKE else 2.0 for name in labels[:, 0]])
+    return weights / weights.sum()
 
 
 def features(
-    model: VisionTextDualEncoderModel, images: Float[Tensor, "b 3 h w"], tokens: Int[Tensor, "n length"]
+    model: VisionTextDualEncoderModel,
+    images: Float[Tensor, "b 3 h w"],
+    tokens: Int[Tensor, "n length"],
 ) -> tuple[Float32[Tensor, "b d"], Float32[Tensor, "n d"]]:
     """Unit feature vectors of images in [0, 1] and of token ids."""
     image = model.get_image_features(images * 2 - 1).pooler_output
     text = model.get_text_features(tokens).pooler_output
-    return torch.nn.functional.normalize(image.float(), dim=-1), torch.nn.functional.normalize(text.float(), dim=-1)
+    return normalize(image.float(), dim=-1), normalize(text.float(), dim=-1)

@@ -1,8 +1,8 @@
-"""The one training loop of the toybox's models: resumable, with a moving average of the weights and a loss log."""
+"""The resumable training loop of the toybox's models, with averaged weights and a loss log."""
 
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from math import cos, pi
 from pathlib import Path
@@ -22,21 +22,24 @@ class FitConfig:
     lr: float = 1e-3
     warmup: int = 200
     ema: float = 0.999
+    """Decay of the averaged weights."""
     weight_decay: float = 1e-2
     save_every: int = 250
     log_every: int = 25
     bfloat16: bool = False
-    """Run the loss under CPU autocast: 1.4 times as fast on processors with AVX-512 BF16."""
+    """Run the loss under autocast: 1.4 times as fast on CPUs with AVX-512 BF16."""
 
 
 class FitStep(NamedTuple):
+    """Means since the last one."""
+
     step: int
     loss: float
     seconds: float
 
 
 def cosine_lr(step: int, config: FitConfig) -> float:
-    """Linear warm-up, then a cosine to a twentieth: a pure function of the step."""
+    """Linear warm-up, then a cosine to a twentieth."""
     if step < config.warmup:
         return config.lr * (step + 1) / config.warmup
     progress = (step - config.warmup) / max(config.steps - config.warmup, 1)
@@ -44,8 +47,8 @@ def cosine_lr(step: int, config: FitConfig) -> float:
 
 
 def draw_losses(folder: Path) -> Path:
-    """`folder/log.jsonl` as `folder/loss.png`: every logged mean, and their median over 21 of them. Steps that were run again are drawn twice."""
-    from matplotlib.figure import Figure
+    """Plot `folder/log.jsonl` as `folder/loss.png`, with a running median over 21 rows."""
+    from matplotlib.figure import Figure  # slow to import
 
     rows = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
     steps, losses = [row["step"] for row in rows], [row["loss"] for row in rows]
@@ -58,40 +61,33 @@ def draw_losses(folder: Path) -> Path:
     return folder / "loss.png"
 
 
-def fit(folder: Path, model: nn.Module, loss_at: Callable[[int], Float[Tensor, ""]], config: FitConfig) -> Iterator[FitStep]:
-    """Train `model` on `loss_at(step)`; go on from the newest checkpoint in `folder`; leave `model` with averaged weights.
+def fit(
+    folder: Path, model: nn.Module, loss_at: Callable[[int], Float[Tensor, ""]], config: FitConfig
+) -> Iterator[FitStep]:
+    """Train `model` on `loss_at(step)` from the latest checkpoint; it ends with averaged weights.
 
-    Yields once per `log_every` steps. Writes `folder/log.jsonl` and keeps the two newest checkpoints in `folder/checkpoints`.
+    Yields every `log_every` steps; writes `folder/log.jsonl` and `folder/checkpoints`.
+
+    Raises:
+        RuntimeError: The loss is not finite.
     """
     parameters = dict(model.named_parameters())
     trained = [p for p in parameters.values() if p.requires_grad]
-    optimizer = torch.optim.AdamW(trained, lr=config.lr, weight_decay=config.weight_decay, betas=(0.9, 0.99), fused=True)
+    optimizer = torch.optim.AdamW(
+        trained, lr=config.lr, weight_decay=config.weight_decay, betas=(0.9, 0.99), fused=True
+    )
     average = {name: p.detach().clone() for name, p in parameters.items()}
-    step, checkpoints = 0, folder / "checkpoints"
-    newest = checkpoint.latest(checkpoints)
-    if newest is not None:
-        stored = checkpoint.load(newest)
-        with torch.no_grad():
-            for name, parameter in parameters.items():
-                parameter.copy_(stored.tensors["model"][name])
-                average[name].copy_(stored.tensors["average"][name])
-            for name, buffer in model.named_buffers():
-                buffer.copy_(stored.tensors["buffers"][name])
-        checkpoint.unpack_optimizer(optimizer, stored.tensors["optimizer"], stored.state["optimizer"])
-        step = stored.state["step"]
+    checkpoints = folder / "checkpoints"
+    step = _resume(checkpoints, model, average, optimizer)
     device = next(model.parameters()).device
     losses: list[float] = []
     started = time.monotonic()
     model.train()
     while True:
         if step and (step % config.save_every == 0 or step >= config.steps):
-            target = checkpoints / f"{step:08d}"
-            if not target.exists():
-                tensors, state = checkpoint.pack_optimizer(optimizer)
-                buffers = dict(model.named_buffers())  # batch normalisation's statistics
-                groups = {"model": parameters, "average": average, "buffers": buffers, "optimizer": tensors}
-                checkpoint.save(target, groups, {"step": step, "optimizer": state})
-                checkpoint.prune(checkpoints)
+            tensors, state = checkpoint.pack_optimizer(optimizer)
+            groups = {**_groups(model, average), "optimizer": tensors}
+            checkpoint.save_step(checkpoints, step, groups, {"step": step, "optimizer": state})
         if step >= config.steps:
             break
         for group in optimizer.param_groups:
@@ -99,13 +95,17 @@ def fit(folder: Path, model: nn.Module, loss_at: Callable[[int], Float[Tensor, "
         with torch.autocast(device.type, torch.bfloat16, enabled=config.bfloat16):
             loss = loss_at(step)
         if not torch.isfinite(loss):
-            raise RuntimeError(f"The loss became {loss.item()} at step {step}. Lower the learning rate; the last checkpoint is whole.")
+            raise RuntimeError(
+                f"The loss became {loss.item()} at step {step}. "
+                "Lower the learning rate; the last checkpoint is complete."
+            )
         optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(trained, 1.0)
         optimizer.step()
         decay = min(config.ema, (1 + step) / (10 + step))
-        torch._foreach_lerp_(list(average.values()), [p.detach() for p in parameters.values()], 1 - decay)
+        values = [p.detach() for p in parameters.values()]
+        torch._foreach_lerp_(list(average.values()), values, 1 - decay)
         losses.append(loss.item())
         step += 1
         if step % config.log_every == 0:
@@ -116,7 +116,34 @@ def fit(folder: Path, model: nn.Module, loss_at: Callable[[int], Float[Tensor, "
                 log.write(json.dumps(record._asdict()) + "\n")
             yield record
             losses, started = [], now
-    with torch.no_grad():
-        for name, parameter in parameters.items():
-            parameter.copy_(average[name])
+    _load(parameters, average)
     model.eval()
+
+
+def _groups(model: nn.Module, average: dict[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+    """The tensors of a checkpoint, without the optimizer's."""
+    buffers = dict(model.named_buffers())  # batch normalization's statistics
+    return {"model": dict(model.named_parameters()), "average": average, "buffers": buffers}
+
+
+@torch.no_grad()
+def _load(into: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> None:
+    for name, tensor in into.items():
+        tensor.copy_(values[name])
+
+
+def _resume(
+    checkpoints: Path,
+    model: nn.Module,
+    average: dict[str, Tensor],
+    optimizer: torch.optim.Optimizer,
+) -> int:
+    """Restore the latest checkpoint; returns its step, 0 without any."""
+    latest = checkpoint.latest(checkpoints)
+    if latest is None:
+        return 0
+    tensors, state = checkpoint.load(latest)
+    for name, group in _groups(model, average).items():
+        _load(group, tensors[name])
+    checkpoint.unpack_optimizer(optimizer, tensors["optimizer"], state["optimizer"])
+    return state["step"]

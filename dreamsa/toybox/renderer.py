@@ -1,32 +1,36 @@
-"""Sphere tracing of toybox objects (Hart 1996): colour, opacity and depth from the same cameras as the NeRF's."""
+"""Sphere tracing of toybox objects (Hart 1996), from the same cameras as the NeRF's."""
 
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
-import torch
-from jaxtyping import Float, Float32, UInt8
+from jaxtyping import Float, Float32
 from numba import njit, prange
 from torch import Tensor
 
-from dreamsa.render.cameras import Cameras, camera_rays
+from dreamsa.rendering.cameras import Cameras, camera_rays
 from dreamsa.toybox.shapes import Solid, scene_distance
 
 
 @dataclass(frozen=True)
 class Light:
-    """A directional light fixed to the world, wrapped around the object (half-Lambert) so that no side is black."""
+    """A directional light in world axes; half-Lambert shading, so that no side is black."""
 
     azimuth_deg: float = 30.0
     elevation_deg: float = 55.0
     ambient: float = 0.62
-    """Brightness of a surface that looks straight away from the light; one that faces it has 1."""
+    """Brightness of a surface that faces away from the light; one that faces it has 1."""
 
 
 class Render(NamedTuple):
     rgb: Float32[np.ndarray, "b 3 h w"]  # in [0, 1], over the background
     opacity: Float32[np.ndarray, "b h w"]  # in [0, 1]
     depth: Float32[np.ndarray, "b h w"]  # world units along the ray; 0 where opacity is 0
+
+
+@njit(cache=True)
+def _distance(kinds, rows, x, y, z):
+    return scene_distance(kinds, rows, x, y, z)[0]
 
 
 @njit(cache=True, parallel=True)
@@ -45,9 +49,9 @@ def _trace(kinds, rows, colours, reach, origins, directions, light, ambient, out
             if d < 7e-4:
                 e = 1e-3
                 x, y, z = ox + t * dx, oy + t * dy, oz + t * dz
-                nx = scene_distance(kinds, rows, x + e, y, z)[0] - scene_distance(kinds, rows, x - e, y, z)[0]
-                ny = scene_distance(kinds, rows, x, y + e, z)[0] - scene_distance(kinds, rows, x, y - e, z)[0]
-                nz = scene_distance(kinds, rows, x, y, z + e)[0] - scene_distance(kinds, rows, x, y, z - e)[0]
+                nx = _distance(kinds, rows, x + e, y, z) - _distance(kinds, rows, x - e, y, z)
+                ny = _distance(kinds, rows, x, y + e, z) - _distance(kinds, rows, x, y - e, z)
+                nz = _distance(kinds, rows, x, y, z + e) - _distance(kinds, rows, x, y, z - e)
                 length = np.sqrt(nx * nx + ny * ny + nz * nz) + 1e-12
                 lit = 0.5 + 0.5 * (nx * light[0] + ny * light[1] + nz * light[2]) / length
                 shade = ambient + (1.0 - ambient) * lit
@@ -73,23 +77,22 @@ def render_solid(
 
     Args:
         background: A grey in [0, 1], or one colour per camera.
-        supersample: Rays per pixel side; colours and opacity are averaged, depth is the mean over the rays that hit.
+        supersample: Rays per pixel side; depth is the mean over those that hit.
     """
     size = resolution * supersample
-    origins, directions = (np.ascontiguousarray(value.reshape(-1, 3).double().numpy()) for value in camera_rays(cameras, size, size))
+    origins, directions = (
+        np.ascontiguousarray(value.reshape(-1, 3).double().numpy())
+        for value in camera_rays(cameras, size, size)
+    )
     azimuth, elevation = np.deg2rad(light.azimuth_deg), np.deg2rad(light.elevation_deg)
-    towards = np.array([np.cos(elevation) * np.cos(azimuth), np.cos(elevation) * np.sin(azimuth), np.sin(elevation)])
-    out = np.zeros((len(origins), 5))
-    _trace(solid.kinds, solid.rows, solid.colours, solid.reach, origins, directions, towards, light.ambient, out)
-    pixels = out.reshape(len(cameras), resolution, supersample, resolution, supersample, 5).mean((2, 4))
-    pixels = np.moveaxis(pixels, -1, 1).astype(np.float32)  # [b, 5, h, w]; rgb and depth premultiplied by opacity
-    rgb, opacity, depth = pixels[:, :3], pixels[:, 3], pixels[:, 4]
-    behind = np.broadcast_to(np.asarray(background, dtype=np.float32), (len(cameras), 3))[:, :, None, None]
-    rgb = np.clip(rgb + (1 - opacity[:, None]) * behind, 0, 1)
+    flat = np.cos(elevation)
+    towards = np.array([flat * np.cos(azimuth), flat * np.sin(azimuth), np.sin(elevation)])
+    out = np.zeros((len(cameras) * size**2, 5))
+    _trace(*solid, origins, directions, towards, light.ambient, out)
+    blocks = (len(cameras), resolution, supersample, resolution, supersample, 5)
+    pixels = np.moveaxis(out.reshape(blocks).mean((2, 4)), -1, 1)  # [b, 5, h, w], premultiplied
+    pixels = pixels.astype(np.float32)
+    opacity, depth = pixels[:, 3], pixels[:, 4]
+    colours = np.broadcast_to(np.asarray(background, dtype=np.float32), (len(cameras), 3))
+    rgb = np.clip(pixels[:, :3] + (1 - opacity[:, None]) * colours[:, :, None, None], 0, 1)
     return Render(rgb, opacity, np.where(opacity > 0, depth / np.maximum(opacity, 1e-6), 0))
-
-
-def to_uint8(images: Float[np.ndarray, "*b 3 h w"] | Float[Tensor, "*b 3 h w"]) -> UInt8[np.ndarray, "*b h w 3"]:
-    """Images in [0, 1] to bytes."""
-    values = images.detach().cpu().numpy() if isinstance(images, torch.Tensor) else images
-    return np.moveaxis((np.clip(values, 0, 1) * 255 + 0.5).astype(np.uint8), -3, -1)

@@ -1,13 +1,13 @@
-"""The toybox on one picture."""
+"""The toybox on one image."""
 
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from dreamsa.export.video import contact_sheet, write_png
-from dreamsa.render.cameras import Cameras, orbit
-from dreamsa.toybox.renderer import render_solid, to_uint8
+from dreamsa.media import contact_sheet, to_uint8, write_png
+from dreamsa.rendering.cameras import Cameras, orbit
+from dreamsa.toybox.renderer import render_solid
 from dreamsa.toybox.shapes import COLOURS, TOYS, build
 
 SIX_SIDES = ((0.0, 10.0), (90.0, 10.0), (180.0, 10.0), (0.0, 80.0), (45.0, 30.0), (220.0, 30.0))
@@ -20,12 +20,11 @@ def six_cameras() -> Cameras:
 
 
 def world_sheet(path: Path, resolution: int = 64) -> Path:
-    """Each object from six sides, in its natural colours and in one of the twelve, two objects to a row."""
-    rows = []
+    """Write each object from six sides, in natural colours and in one other, two per row."""
+    rows, colours = [], list(COLOURS)
     for i, name in enumerate(TOYS):
-        colours = list(COLOURS)
         for colour in (None, colours[i % len(colours)]):
-            view = render_solid(build(name, colour), six_cameras(), resolution, background=0.75)
-            rows.append(to_uint8(view.rgb))
+            render = render_solid(build(name, colour), six_cameras(), resolution, background=0.75)
+            rows.append(to_uint8(render.rgb))
     write_png(contact_sheet(np.concatenate(rows), columns=24), path)
     return path

@@ -1,7 +1,7 @@
-"""A CLIPTokenizer that knows the toybox's words whole and spells every other word in bytes."""
+"""A CLIPTokenizer with one token per word of the toybox; it spells other words in bytes."""
 
-# pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportCallIssue=false, reportOptionalMemberAccess=false
-# (decorators of diffusers and transformers hide their own types)
+# Decorators of diffusers and transformers hide types:
+# pyright: reportArgumentType=false
 
 import json
 
@@ -15,20 +15,25 @@ START, END = "<|startoftext|>", "<|endoftext|>"
 
 
 def new_tokenizer() -> CLIPTokenizer:
-    """Byte-level BPE: 512 byte tokens (inside and at the end of a word), the merges that build WORDS, start and end."""
+    """Byte-level BPE: 512 bytes (inside and ending a word), the merges of WORDS, start, end."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     trainer = trainers.BpeTrainer(
-        vocab_size=4096, min_frequency=1, initial_alphabet=alphabet, end_of_word_suffix="</w>", show_progress=False
+        vocab_size=4096,
+        min_frequency=1,
+        initial_alphabet=alphabet,
+        end_of_word_suffix="</w>",
+        show_progress=False,
     )
     learner = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
     learner.pre_tokenizer = pre_tokenizers.Whitespace()
     learner.train_from_iterator(WORDS, trainer)
     learned = sorted(learner.get_vocab().items(), key=lambda item: item[1])
     words = [token for token, _ in learned if len(token.removesuffix("</w>")) > 1]
-    tokens = dict.fromkeys([*alphabet, *(f"{symbol}</w>" for symbol in alphabet), *words, START, END])
-    merges = [tuple(pair) for pair in _merges(learner)]
-    return CLIPTokenizer(vocab={token: index for index, token in enumerate(tokens)}, merges=merges, model_max_length=MAX_LENGTH)
-
-
-def _merges(tokenizer: Tokenizer) -> list[list[str]]:
-    return json.loads(tokenizer.to_str())["model"]["merges"]
+    final = [f"{symbol}</w>" for symbol in alphabet]
+    tokens = dict.fromkeys([*alphabet, *final, *words, START, END])
+    merges: list[list[str]] = json.loads(learner.to_str())["model"]["merges"]
+    return CLIPTokenizer(
+        vocab={token: index for index, token in enumerate(tokens)},
+        merges=[tuple(pair) for pair in merges],
+        model_max_length=MAX_LENGTH,
+    )

@@ -1,1 +1,0 @@
-"""Measuring: the judge, geometry against the true objects, timings."""

@@ -1,0 +1,1 @@
+"""Measures of objects: the judge, scores, geometry against the true objects."""

@@ -1,0 +1,1 @@
+"""Comparisons, benchmarks and the project's own measurements."""
