@@ -1,4 +1,4 @@
-"""The web page: a job manager that outlives it, and the page itself. Nothing else of dreamsa imports this."""
+"""The web page and its job manager."""
 
 import os
 

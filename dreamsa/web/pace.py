@@ -1,31 +1,32 @@
-"""How long something will take, from what was measured; never from a guess."""
+"""Duration estimates, from measured steps only."""
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from contextlib import suppress
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
-from shutil import rmtree
 from statistics import median
-from tempfile import mkdtemp
-from typing import Any
+from tempfile import TemporaryDirectory
+from typing import Any, NamedTuple
 
-from dreamsa.config import RunConfig, read_config, to_json
+from dreamsa import api
+from dreamsa.config import RunConfig, read_config
+from dreamsa.job import Job, Progress
 from dreamsa.runs import Run
 
-FEWEST_STEPS = 5
-"""Measured steps below which nothing is claimed."""
+MIN_STEPS = 5
+"""Minimum number of measured steps for an estimate."""
 
 
-@dataclass(frozen=True)
-class Pace:
-    """What was measured."""
+class Pace(NamedTuple):
+    """Measured speed of a workload."""
 
     seconds_per_step: float
     """Median."""
     steps: int
-    """How many steps it was measured on."""
+    """Number of steps measured."""
     source: str
-    """A run's id, or "a probe"."""
+    """A run's id, or "a test run"."""
 
 
 @lru_cache(maxsize=1000)
@@ -34,83 +35,87 @@ def _config(path: Path, changed: int) -> RunConfig:
 
 
 def config_of(run: Run) -> RunConfig:
-    """A run's configuration, which is written once and read often."""
+    """A run's configuration, cached: it is written once and read often."""
     path = run.path / "config.json"
     return _config(path, path.stat().st_mtime_ns)
 
 
-def workload(config: RunConfig, device: str) -> tuple[Any, ...]:
-    """Everything that decides how long a step takes; runs with equal workloads may be compared."""
-    tree = to_json(config)
-    return device, str(tree["model"]), str(tree["field"]), str(tree["render"]), tree["camera"]["batch"], tree["camera"]["resolution"]
-
-
 def measured(config: RunConfig, device: str, runs: Iterable[Run]) -> Pace | None:
-    """The pace of the newest of `runs`, oldest first, that did the same work on the same device of this machine.
+    """The pace of the newest of `runs` (oldest first) with the same workload and device.
 
-    Runs that were shipped with the program, or were measured on too few steps, are passed over.
+    Skips the shipped examples, made on another machine, and runs with too few logged steps.
     """
-    wanted = workload(config, device)
+
+    def workload(config: RunConfig) -> tuple[Any, ...]:
+        camera = config.camera
+        return config.model, config.field, config.render, camera.batch, camera.resolution
+
     for run in reversed(list(runs)):
-        record = run.record
-        if record.get("example") or record.get("device") != device:
-            continue
-        try:
-            same = workload(config_of(run), device) == wanted
-        except ValueError:
-            continue
+        record, same = run.record, False
+        if record.get("device") == device and not record.get("example"):
+            with suppress(ValueError, OSError):
+                same = workload(config_of(run)) == workload(config)
         seconds = [row["seconds"] for row in run.metrics() if row.get("step")] if same else []
-        if len(seconds) >= FEWEST_STEPS:
-            return Pace(median(seconds), len(seconds), run.id)
+        if pace := _pace(seconds, run.id):
+            return pace
     return None
 
 
 def estimate(pace: Pace | None, steps: int) -> str:
-    """One honest line."""
+    """One line for the page: the expected duration of `steps` steps and its source."""
     if pace is None:
-        return "Time: not measured yet on this machine with these settings. Press Probe to time a few steps."
-    return f"About {duration(steps * pace.seconds_per_step)}: {steps} steps of {pace.seconds_per_step:.2f} s, measured on {pace.steps} steps of {pace.source}."
+        return (
+            "Time: not measured yet on this machine with these settings. "
+            "Measure speed, under Create, times a few steps."
+        )
+    total = duration(steps * pace.seconds_per_step)
+    return (
+        f"About {total}: {steps} steps of {pace.seconds_per_step:.2f} s, "
+        f"measured on {pace.steps} steps of {pace.source}."
+    )
 
 
 def duration(seconds: float) -> str:
-    """3 s, 4 min, 2.5 h."""
+    """Text such as 3 s, 4 min, 2.5 h."""
     if seconds < 90:
         return f"{max(seconds, 0):.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
-class Probe:
-    """A few steps of a configuration in a folder of its own, timed; a job's work, so that nothing else runs meanwhile."""
+class Probe(Job):
+    """A job that times a few steps of a configuration in a temporary folder."""
 
     STEPS = 12
-    LEFT_OUT = 3
-    """First steps, in which kernels are compiled and memory is asked for."""
+    WARMUP = 3
+    """First steps, which compile kernels and allocate memory; not counted."""
 
     def __init__(self, config: RunConfig) -> None:
-        from dreamsa import api
-
-        self._folder = Path(mkdtemp(prefix="dreamsa-probe-"))
+        self._folder = TemporaryDirectory(prefix="dreamsa-probe-", ignore_cleanup_errors=True)
+        config = replace(config, steps=max(config.steps, self.STEPS + 1), edit=None)
         try:
-            self._job = api.generate(config=replace(config, steps=max(config.steps, self.STEPS + 1), edit=None), runs=self._folder)
+            super().__init__(**vars(api.generate(config=config, runs=self._folder.name)))
         except BaseException:
-            rmtree(self._folder, ignore_errors=True)
+            self._folder.cleanup()
             raise
-        self.run = self._job.run
         self.seconds: list[float] = []
 
-    def __iter__(self) -> Iterator[Any]:
-        for progress in self._job:
+    def __iter__(self) -> Iterator[Progress]:
+        for progress in self._steps:
             self.seconds.append(progress.result.seconds)
             yield progress
             if progress.step >= self.STEPS:
                 return
 
     def stop(self) -> None:
-        self._job.stop()
-        rmtree(self._folder, ignore_errors=True)
+        super().stop()
+        self._folder.cleanup()
 
     @property
     def pace(self) -> Pace | None:
-        """None if it did not get far enough."""
-        counted = self.seconds[self.LEFT_OUT :]
-        return Pace(median(counted), len(counted), "a probe") if len(counted) >= FEWEST_STEPS else None
+        """None if too few steps were timed."""
+        return _pace(self.seconds[self.WARMUP :], "a test run")
+
+
+def _pace(seconds: list[float], source: str) -> Pace | None:
+    enough = len(seconds) >= MIN_STEPS
+    return Pace(median(seconds), len(seconds), source) if enough else None

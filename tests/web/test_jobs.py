@@ -1,4 +1,4 @@
-"""The job manager, with stand-ins for runs where turns matter and real tiny runs where what is saved matters."""
+"""The job manager: stand-ins for jobs test the queue, tiny runs test what is saved."""
 
 import json
 import threading
@@ -9,17 +9,17 @@ from types import SimpleNamespace
 import pytest
 from tiny import tiny_config, tiny_score
 
-from dreamsa import api
+from dreamsa import api, job
 from dreamsa.runs import Run, RunError, new_run
-from dreamsa.web.jobs import JobManager, QueueFull, pace_of
+from dreamsa.web.jobs import JobManager, pace_of
 
 SOON = 60.0
-"""Seconds that nothing here takes, unless something is stuck."""
+"""Seconds after which a test is stuck."""
 
 
 @dataclass
-class Pretended:
-    """Work that takes a step whenever it is let."""
+class FakeJob:
+    """A job that takes a step for each release of `may`."""
 
     run: Run
     steps: int = 3
@@ -28,7 +28,7 @@ class Pretended:
     done: int = 0
 
     def __iter__(self):
-        self.run.update(status="running")
+        self.run.begin()
         for step in range(self.steps):
             self.may.acquire()
             if self.error:
@@ -51,14 +51,16 @@ def manager(tmp_path):
 
 @pytest.fixture
 def tiny_runs(monkeypatch):
-    """Real runs of a few milliseconds a step."""
-    monkeypatch.setattr(api.StableDiffusion, "load", lambda config, device: tiny_score())
-    monkeypatch.setattr(api, "write_outputs", lambda run, scene, frames=8, resolution=16: [])
+    """Real runs with steps of a few milliseconds."""
+    monkeypatch.setattr(job.StableDiffusion, "load", lambda config, device: tiny_score())
+    monkeypatch.setattr(job, "write_outputs", lambda run, scene, frames: [])
 
 
-def pretend(manager, device="cpu", steps=3, error=None) -> Pretended:
-    run = new_run(tiny_config(steps=steps), None, manager.folder, {"device": device, "backend": "numba"})
-    work = Pretended(run, steps, error=error)
+def submit_fake(manager, device="cpu", steps=3, error=None) -> FakeJob:
+    run = new_run(
+        tiny_config(steps=steps), None, manager.folder, {"device": device, "backend": "numba"}
+    )
+    work = FakeJob(run, steps, error=error)
     manager.submit(lambda: work)
     return work
 
@@ -70,8 +72,8 @@ def until(condition) -> None:
         time.sleep(0.01)
 
 
-def test_one_runs_while_the_others_wait_in_the_order_of_their_coming(manager):
-    works = [pretend(manager) for _ in range(3)]
+def test_one_job_runs_while_the_others_wait_in_the_order_of_submission(manager):
+    works = [submit_fake(manager) for _ in range(3)]
     ids = [work.run.id for work in works]
     until(lambda: manager.status(ids[0]).state == "running")
     assert [manager.status(name).state for name in ids] == ["running", "queued", "queued"]
@@ -82,34 +84,33 @@ def test_one_runs_while_the_others_wait_in_the_order_of_their_coming(manager):
         work.may.release(work.steps)
         assert manager.wait(work.run.id, SOON)
         assert manager.status(work.run.id).state == "finished"
-    assert manager.idle(SOON)
-    assert manager.active() == []
+    until(lambda: manager.active() == [])
 
 
-def test_each_device_has_its_own_turn(manager):
-    here, there = pretend(manager, "cpu"), pretend(manager, "cuda:1")
+def test_each_device_runs_a_job_of_its_own(manager):
+    here, there = submit_fake(manager, "cpu"), submit_fake(manager, "cuda:1")
     until(lambda: {manager.status(work.run.id).state for work in (here, there)} == {"running"})
     for work in (here, there):
         work.may.release(work.steps)
-    assert manager.idle(SOON)
+    until(lambda: manager.active() == [])
 
 
-def test_the_seventeenth_that_would_wait_is_refused_before_it_is_made(manager):
-    works = [pretend(manager)]
+def test_the_seventeenth_waiting_job_is_refused_before_it_is_created(manager):
+    works = [submit_fake(manager)]
     until(lambda: manager.status(works[0].run.id).state == "running")
-    works += [pretend(manager) for _ in range(16)]
-    made = []
-    with pytest.raises(QueueFull, match="16 jobs wait already, and no more than 16 may"):
-        manager.submit(lambda: made.append("made"))
-    assert made == []
+    works += [submit_fake(manager) for _ in range(16)]
+    started = []
+    with pytest.raises(RunError, match="16 jobs wait already; no more may"):
+        manager.submit(lambda: started.append(1))
+    assert started == []
     assert len(manager.runs()) == 17
     for work in works:
         work.may.release(work.steps)
-    assert manager.idle(SOON)
+    until(lambda: manager.active() == [])
 
 
-def test_progress_is_seen_while_it_runs(manager):
-    work = pretend(manager, steps=4)
+def test_progress_shows_while_a_job_runs(manager):
+    work = submit_fake(manager, steps=4)
     work.may.release(2)
     until(lambda: manager.status(work.run.id).step == 2)
     status = manager.status(work.run.id)
@@ -117,13 +118,13 @@ def test_progress_is_seen_while_it_runs(manager):
     work.may.release(2)
 
 
-def test_a_waiting_job_that_is_stopped_never_runs_and_may_be_started_later(manager):
-    first, second = pretend(manager), pretend(manager)
+def test_a_stopped_waiting_job_never_runs_and_can_be_started_later(manager):
+    first, second = submit_fake(manager), submit_fake(manager)
     until(lambda: manager.status(first.run.id).state == "running")
     manager.stop(second.run.id)
     assert manager.status(second.run.id).state == "created"
     first.may.release(3)
-    assert manager.idle(SOON)
+    until(lambda: manager.active() == [])
     assert second.done == 0
     manager.submit(lambda: second)
     second.may.release(3)
@@ -131,24 +132,27 @@ def test_a_waiting_job_that_is_stopped_never_runs_and_may_be_started_later(manag
     assert manager.status(second.run.id).state == "finished"
 
 
-def test_a_failure_keeps_its_sentence_and_the_next_job_runs(manager):
-    bad, good = pretend(manager, error=RuntimeError("The guidance returned\nnothing.")), pretend(manager)
+def test_a_failed_job_keeps_its_sentence_and_the_next_job_runs(manager):
+    bad, good = (
+        submit_fake(manager, error=RuntimeError("The guidance returned\nnothing.")),
+        submit_fake(manager),
+    )
     bad.may.release()
     good.may.release(3)
-    assert manager.idle(SOON)
+    until(lambda: manager.active() == [])
     assert manager.status(bad.run.id).state == "failed"
     assert manager.status(bad.run.id).error == "The guidance returned nothing."
     assert manager.status(good.run.id).state == "finished"
 
 
-def test_a_job_that_runs_is_not_queued_twice(manager):
-    work = pretend(manager)
+def test_a_running_job_is_not_queued_twice(manager):
+    work = submit_fake(manager)
     with pytest.raises(RunError, match="already running or waiting"):
         manager.submit(lambda: work)
     work.may.release(3)
 
 
-def test_stop_saves_continue_ends_in_the_same_scene_and_a_new_server_finds_it_all(manager, tmp_path, tiny_runs):
+def test_a_stopped_job_resumed_by_a_new_server_ends_in_the_same_scene(manager, tmp_path, tiny_runs):
     whole = api.generate(config=tiny_config(steps=40), runs=tmp_path / "whole").wait()
     name = manager.submit(lambda: api.generate(config=tiny_config(steps=40), runs=manager.folder))
     until(lambda: manager.status(name).step >= 3 or manager.status(name).state == "finished")
@@ -163,19 +167,22 @@ def test_stop_saves_continue_ends_in_the_same_scene_and_a_new_server_finds_it_al
     restarted.submit(lambda: api.resume(restarted.find(name)))
     assert restarted.wait(name, SOON)
     assert restarted.status(name).state == "finished"
-    ends = [(run.latest_checkpoint / "scene.safetensors").read_bytes() for run in (whole, restarted.find(name))]
+    ends = [
+        (run.latest_checkpoint / "scene.safetensors").read_bytes()
+        for run in (whole, restarted.find(name))
+    ]
     assert ends[0] == ends[1]
     restarted.close()
 
 
-def test_what_is_wrong_with_the_arguments_is_said_at_once_and_leaves_nothing(manager):
+def test_invalid_arguments_raise_immediately_and_leave_nothing(manager):
     with pytest.raises(ValueError, match="prompt is empty"):
         manager.submit(lambda: api.generate(config=tiny_config(prompt=" "), runs=manager.folder))
     assert manager.runs() == []
     assert manager.active() == []
 
 
-def test_close_saves_what_runs_and_refuses_more(manager, tiny_runs):
+def test_close_saves_running_jobs_and_refuses_more(manager, tiny_runs):
     name = manager.submit(lambda: api.generate(config=tiny_config(steps=5000), runs=manager.folder))
     until(lambda: manager.status(name).step >= 1)
     manager.close(SOON)
@@ -184,26 +191,68 @@ def test_close_saves_what_runs_and_refuses_more(manager, tiny_runs):
         manager.submit(lambda: None)
 
 
-def test_runs_of_other_processes_are_seen_with_their_progress(manager, tiny_runs):
+def test_runs_of_other_processes_show_with_their_progress(manager, tiny_runs):
     done = api.generate(config=tiny_config(), runs=manager.folder).wait()
     assert manager.status(done.id).state == "finished"
-    run = new_run(tiny_config(steps=100), None, manager.folder, {"device": "cpu", "backend": "numba"})
-    run.update(status="running")
+    run = new_run(
+        tiny_config(steps=100), None, manager.folder, {"device": "cpu", "backend": "numba"}
+    )
+    run.begin()
     with (run.path / "metrics.jsonl").open("w") as file:
-        file.writelines(json.dumps({"step": step, "phase": "ascend", "seconds": 0.25}) + "\n" for step in (0, 10, 20))
+        file.writelines(
+            json.dumps({"step": step, "phase": "ascend", "seconds": 0.25}) + "\n"
+            for step in (0, 10, 20)
+        )
     with run.lock():
         status = manager.status(run.id)
         assert (status.state, status.step, status.phase) == ("running", 21, "ascend")
         assert status.eta_seconds == pytest.approx(79 * 0.25)
-        with pytest.raises(RunError, match="does not run here. If another process runs it, press Ctrl-C there"):
+        with pytest.raises(
+            RunError, match="does not run here. If another process runs it, press Ctrl-C there"
+        ):
             manager.stop(run.id)
-    assert manager.status(run.id).state == "stopped"  # its process is gone
+    run.update(
+        process={**run.record["process"], "started": "0"}
+    )  # another process, which has ended
+    assert manager.status(run.id).state == "stopped"
+
+
+def test_a_job_waits_for_the_device_in_the_record_after_its_start(manager):
+    first = submit_fake(manager, "cuda:0")
+    until(lambda: manager.status(first.run.id).state == "running")
+    run = new_run(tiny_config(), None, manager.folder, {"device": "cuda", "backend": "numba"})
+
+    def start():
+        run.update(device="cuda:0")  # as resume does
+        return FakeJob(run)
+
+    manager.submit(start)
+    assert manager.status(run.id).state == "queued"
+    manager.stop(run.id)
+    first.may.release(3)
 
 
 @pytest.mark.parametrize(
-    "wish", ["../secret", "..", ".", "", "/etc", "runs", "a-rabbit", "\0", "a/../a", "a" * 5000, None, 3, ["x"], "${HOME}"], ids=ascii
+    "wish",
+    [
+        "../secret",
+        "..",
+        ".",
+        "",
+        "/etc",
+        "runs",
+        "a-rabbit",
+        "\0",
+        "a/../a",
+        "a" * 5000,
+        None,
+        3,
+        ["x"],
+        "${HOME}",
+    ],
+    ids=ascii,
 )
-def test_an_id_is_looked_up_and_never_made_into_a_path(manager, tmp_path, wish):
+def test_an_id_is_looked_up_and_never_interpreted_as_a_path(manager, tmp_path, wish):
     new_run(tiny_config(), None, manager.folder, {"device": "cpu"})
     secret = new_run(tiny_config(), None, tmp_path, {"device": "cpu"})
     secret.path.rename(tmp_path / "secret")
@@ -212,6 +261,8 @@ def test_an_id_is_looked_up_and_never_made_into_a_path(manager, tmp_path, wish):
             ask(wish)
 
 
-def test_the_first_step_which_loads_says_nothing_about_the_pace():
+def test_the_pace_excludes_the_first_step_which_loads():
     assert pace_of([{"step": 0, "seconds": 30.0}]) is None
-    assert pace_of([{"step": 0, "seconds": 30.0}, {"step": 10, "seconds": 0.1}, {"step": 20, "seconds": 0.3}]) == pytest.approx(0.2)
+    assert pace_of(
+        [{"step": 0, "seconds": 30.0}, {"step": 10, "seconds": 0.1}, {"step": 20, "seconds": 0.3}]
+    ) == pytest.approx(0.2)

@@ -1,0 +1,136 @@
+"""The web page: builds it and serves it.
+
+Jobs belong to the server, not to a connection: reloading or closing the page, or opening a second
+one, does not affect them. Input from the browser is untrusted: ids are looked up and prompts are
+text.
+"""
+
+import time
+from pathlib import Path
+from typing import Any
+
+try:
+    import gradio as gr
+except ImportError as error:
+    raise ImportError(
+        "The page needs gradio, which is not installed. Install it with: pip install 'dreamsa[web]'"
+    ) from error
+
+from dreamsa.diagnostics import doctor
+from dreamsa.signals import stop_on_signals
+from dreamsa.version import __version__
+from dreamsa.web import markup
+from dreamsa.web.client import add_endpoints
+from dreamsa.web.controller import Controller, open_controller
+from dreamsa.web.forms import CreateForm, EditForm
+from dreamsa.web.panel import QUIET, SELECT_RUN, Panel, scroll_to
+
+POLL_SECONDS = 1.5
+THEME = gr.themes.Default(
+    primary_hue="violet",
+    neutral_hue="zinc",
+    font=("system-ui", "sans-serif"),  # no downloads
+    font_mono=("ui-monospace", "monospace"),
+).set(
+    body_text_color_subdued="*neutral_600",
+    layout_gap="10px",
+    button_primary_background_fill="*primary_600",
+    button_primary_background_fill_hover="*primary_700",
+)
+HELP = f"""<div class="help"><h3>How it works</h3><ol>
+<li><b>Create</b>: enter a prompt. Training starts from a small cloud and changes it so that a
+text-to-image model recognizes the prompt from all sides.</li>
+<li><b>Edit</b>: select a finished run, enter a new prompt and choose how much to change. Training
+resumes from the run's scene on the new prompt. The original run is not changed.</li>
+<li><b>Gallery</b>: all runs, including those of the command line. Edits are below the run that they
+were made from.</li></ol>
+<p>Jobs run on this server, one at a time per device, and continue when the page is closed. Stop
+saves a job and Resume continues it from there. Enter in a prompt field starts a job. docs/edits.md
+compares the methods of editing.</p>
+<p>dreamsa {__version__}. Nothing is sent or downloaded unless you request a model of the Hub.</p>
+<h3>This machine</h3></div>"""
+
+
+def serve(
+    host: str, port: int | None, runs: Path | str | None, share: bool, open_browser: bool
+) -> int:
+    """Serve until SIGINT or SIGTERM, then save and stop all jobs; returns the signal's number."""
+    signals = stop_on_signals()
+    controller = open_controller(runs)
+    page, address = launch(
+        controller, server_name=host, server_port=port, share=share, inbrowser=open_browser
+    )
+    folder = controller.manager.folder
+    print(f"The page is at {address}   (runs: {folder}; Ctrl-C saves and stops)", flush=True)
+    while not signals:
+        time.sleep(0.2)
+    controller.manager.close()
+    page.close(verbose=False)
+    return signals[0]
+
+
+def launch(controller: Controller, **options: Any) -> tuple[gr.Blocks, str]:
+    """Serve the page from threads of this process; returns it and its address.
+
+    `options` are those of gradio's `launch`.
+
+    Raises:
+        OSError: The port is taken.
+    """
+    controller.exports.mkdir(parents=True, exist_ok=True)
+    page = build(controller)
+    page.queue(max_size=16, default_concurrency_limit=1)  # for exports and test runs only
+    _, address, shared = page.launch(
+        prevent_thread_lock=True,
+        quiet=True,
+        show_error=True,
+        footer_links=["api", "settings"],
+        run_history=False,
+        enable_monitoring=False,
+        ssr_mode=False,
+        allowed_paths=[str(controller.exports)],
+        max_file_size="1mb",  # the page has no uploads, but gradio accepts them
+        theme=THEME,
+        css_paths=Path(__file__).with_name("app.css"),
+        **options,
+    )
+    return page, shared or address
+
+
+def build(controller: Controller) -> gr.Blocks:
+    with gr.Blocks(title="dreamsa", analytics_enabled=False, delete_cache=(3600, 86400)) as page:
+        gr.HTML(
+            "<header><h1>dreamsa</h1>"
+            "<p>Turn words into 3-D objects, and change them with more words.</p></header>"
+        )
+        strip = gr.HTML(elem_id="strip")
+        with gr.Row(elem_classes="split"):
+            with (
+                gr.Column(scale=5, min_width=280, elem_id="forms"),
+                gr.Tabs(selected="create") as tabs,
+            ):
+                with gr.Tab("Create", id="create"):
+                    create_form = CreateForm()
+                with gr.Tab("Edit", id="edit"):
+                    edit_form = EditForm()
+                with gr.Tab("Gallery", id="gallery"):
+                    words = "Edits are below the run they were made from. Select a run to show it."
+                    gr.HTML(markup.hint(words))
+                    tree = gr.HTML(js_on_load=SELECT_RUN, elem_id="tree")
+                with gr.Tab("Help", id="help") as help_tab:
+                    gr.HTML(HELP)
+                    facts = gr.HTML(elem_id="doctor")
+            with gr.Column(scale=6, min_width=280, elem_id="panel"):
+                panel = Panel(controller, strip, tree, edit_form.parent)
+        panel.wire(page, gr.Timer(POLL_SECONDS))
+        create_form.wire(panel, page)
+        edit_form.wire(panel)
+        panel.branch.click(
+            lambda run_id: (gr.Tabs(selected="edit"), run_id),
+            panel.run,
+            [tabs, panel.parent],
+            **QUIET,
+        ).then(None, js=scroll_to("forms"), **QUIET)
+        help_tab.select(lambda: markup.facts_table(doctor()), None, facts, **QUIET)
+        add_endpoints(controller)
+    return page

@@ -1,0 +1,284 @@
+"""The panel, which shows one run and its actions.
+
+Each browser tab polls. An update carries only the components whose content has changed since the
+previous update of the tab.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import gradio as gr
+
+from dreamsa.config import RunConfig
+from dreamsa.editing import ascent_steps
+from dreamsa.runs import Run, RunError
+from dreamsa.web import commands, images, markup, pace
+from dreamsa.web.controller import ERRORS, EXPORTS, Controller
+from dreamsa.web.jobs import Status
+
+QUIET: Any = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
+"""For quick events, which bypass gradio's queue so that a full one never blocks the display."""
+EXCLUSIVE: Any = {"concurrency_id": "device", "concurrency_limit": 1}
+"""For slow events, which run one at a time."""
+UNCHECKED: Any = {"allow_custom_value": True}
+"""For choices of runs, which the handlers check. Gradio keeps each session's choices without a
+lock: two polls at a time can lose some, and gradio would then refuse a valid one."""
+SELECT_RUN = """element.addEventListener('click', event => {
+  const button = event.target.closest('button[data-run]');
+  if (button) trigger('click', {run: button.dataset.run});
+});"""
+
+Parts = dict[str, tuple[Any, Callable[[], Any]]]
+"""By name of a component: (what its content depends on, a function that returns the content)."""
+
+
+class Panel:
+    """The components that show a run, and those elsewhere that are updated with them."""
+
+    def __init__(
+        self, controller: Controller, strip: gr.HTML, tree: gr.HTML, parent: gr.Dropdown
+    ) -> None:
+        self.controller = controller
+        self.strip, self.tree, self.parent = strip, tree, parent
+        self.run = gr.State(None)
+        """Id of the run shown."""
+        self.shown = gr.State({})
+        """What the content of each component depended on at the previous update."""
+        fixed: Any = {"interactive": False}
+        hidden: Any = {"visible": False, **fixed}
+        self.card = gr.HTML("<p class='hint'>No runs yet. Create one.</p>", elem_id="card")
+        with gr.Row(elem_classes="actions"):
+            self.stop = gr.Button("Stop", elem_id="stop", min_width=80, **fixed)
+            self.resume = gr.Button("Resume", elem_id="continue", min_width=80, **fixed)
+            self.branch = gr.Button("Edit this", elem_id="branch", min_width=80, **fixed)
+        self.note = gr.HTML(elem_id="note")
+        self.turntable = gr.HTML(elem_id="turntable")
+        self.slider = gr.ImageSlider(
+            label="Before and after, same camera",
+            elem_id="slider",
+            buttons=["fullscreen"],
+            **hidden,
+        )
+        self.sheet = gr.Image(
+            label="Views",
+            elem_id="sheet",
+            alt_text="views of the object",
+            buttons=["download", "fullscreen"],
+            **hidden,
+        )
+        self.compared = gr.Dropdown(
+            [], label="Compare with", elem_id="compared", visible=False, **UNCHECKED
+        )
+        self.curve = gr.HTML(elem_id="curve")
+        code: Any = {"wrap_lines": True, "max_lines": 8, **fixed}
+        with gr.Accordion("Repeat this run", open=False):
+            self.cli = gr.Code(None, "shell", label="Command line", elem_id="cli", lines=2, **code)
+            self.python = gr.Code(None, "python", label="Python", elem_id="python", lines=4, **code)
+        with gr.Accordion("Export and download", open=False), gr.Row(elem_classes="actions"):
+            kinds = [(label, kind) for kind, label in EXPORTS.items()]
+            self.kind = gr.Dropdown(
+                kinds, value="glb", label="Format", min_width=160, scale=3, elem_id="kind"
+            )
+            self.export = gr.Button("Export", elem_id="export", min_width=90, scale=1)
+        self.exported = gr.File(label="Exported", elem_id="exported", **hidden)
+
+    @property
+    def inputs(self) -> list[Any]:
+        return [self.run, self.compared, self.parent, self.shown]
+
+    @property
+    def outputs(self) -> list[Any]:
+        return [part for part in vars(self).values() if isinstance(part, gr.components.Component)]
+
+    def wire(self, page: gr.Blocks, timer: gr.Timer) -> None:
+        manager = self.controller.manager
+
+        def stop(run_id: str) -> tuple[None, str]:
+            manager.stop(run_id)
+            return None, "Stopping. Progress is saved first."
+
+        def resume(run_id: str) -> tuple[str, str]:
+            words = "Started. The job continues from its last saved step."
+            return self.controller.resume(run_id), words
+
+        def select(event: gr.EventData, _: Any, *inputs: Any) -> dict[Any, Any]:
+            try:
+                run_id = manager.find(getattr(event, "run", None)).id
+            except RunError as error:
+                return {self.note: markup.message(error)}
+            return {**self.update(run_id, *inputs), self.run: run_id}
+
+        def write_export(run_id: str | None, kind: str) -> dict[Any, Any]:
+            try:
+                path = self.controller.export(run_id or "", kind)
+                return {self.exported: gr.File(value=str(path), visible=True), self.note: ""}
+            except ERRORS as error:
+                return {self.note: markup.message(error)}
+
+        updates: Any = {"inputs": self.inputs, "outputs": self.outputs, **QUIET}
+        self.stop.click(self.answer(self.note, stop), **updates)
+        self.resume.click(self.answer(self.note, resume), **updates)
+        self.tree.click(select, **updates).then(None, js=scroll_to("panel"), **QUIET)
+        self.compared.input(self.update, **updates)
+        timer.tick(self.update, **updates)
+        page.load(lambda: self.update(None, None, None, {}), None, self.outputs, **QUIET)
+        inputs, outputs = [self.run, self.kind], [self.exported, self.note]
+        self.export.click(write_export, inputs, outputs, api_visibility="private", **EXCLUSIVE)
+
+    def answer(
+        self, note: gr.HTML, act: Callable[..., tuple[str | None, str]]
+    ) -> Callable[..., dict[Any, Any]]:
+        """A handler that calls `act`, shows its message in `note`, and updates the panel.
+
+        Its inputs are the event's own, then those of an update. `act` takes the event's own and the
+        id of the run shown; it returns the id of the run to show (None for the same) and a message.
+        """
+
+        def handle(*inputs: Any) -> dict[Any, Any]:
+            *own, run_id, compared, parent, shown = inputs
+            try:
+                target, reply = act(*own, run_id)
+            except ERRORS as error:
+                target, reply = None, error
+            self.controller.forget_listing()
+            run_id = target or run_id
+            updates = self.update(run_id, compared, parent, shown)
+            return {**updates, note: markup.message(reply), self.run: run_id}
+
+        return handle
+
+    def update(
+        self, run_id: str | None, compared: str | None, parent: str | None, shown: dict[str, Any]
+    ) -> dict[Any, Any]:
+        """New content, by component, of a page that shows `run_id`.
+
+        Args:
+            compared: Id of the run to compare with, as selected.
+            parent: Id of the run to edit, as selected.
+            shown: The state that the previous update left in `self.shown`.
+        """
+        manager = self.controller.manager
+        try:
+            status = manager.status(run_id)
+        except RunError:
+            current = manager.current()
+            status = manager.status(current) if current else None
+        selected = status.id if status else None
+        parts = page_parts = _page_parts(self.controller, selected, parent)
+        try:
+            if status is not None:
+                compared = compared or "" if shown.get("run") == selected else None
+                parts = page_parts | _run_parts(self.controller, status, compared)
+            updates = self._changes(parts, shown)
+        except ERRORS as error:  # a file of the run is damaged
+            parts = page_parts
+            updates = self._changes(parts, shown)
+            updates[self.card] = markup.message(error)
+        updates[self.shown] = {"run": selected, **{name: part[0] for name, part in parts.items()}}
+        if selected != run_id:  # else left alone: a poll must not undo a selection made meanwhile
+            updates[self.run] = selected
+        return updates
+
+    def _changes(self, parts: Parts, shown: dict[str, Any]) -> dict[Any, Any]:
+        changed = {name: get for name, (state, get) in parts.items() if shown.get(name) != state}
+        return {getattr(self, name): get() for name, get in changed.items()}
+
+
+def scroll_to(elem_id: str) -> str:
+    """JavaScript that scrolls to an element where the page has one column."""
+    element = f"document.getElementById('{elem_id}')"
+    return f"() => {{ if (innerWidth < 700) {element}.scrollIntoView({{behavior: 'smooth'}}); }}"
+
+
+def turntable_of(run: Run) -> str:
+    """A run's turntable as HTML; empty if it has none."""
+    path = run.path / "turntable.webp"
+    uri = images.data_uri(path.read_bytes()) if path.is_file() else ""
+    return markup.animation(uri, f"turntable of {run.prompt}")
+
+
+def _finished(controller: Controller) -> list[tuple[str, str]]:
+    """(label, id) of each run that can be edited."""
+    statuses = [row[0] for row in controller.listing().rows]
+    return [(f"{one.prompt} ({one.id})", one.id) for one in statuses if one.state == "finished"]
+
+
+def _page_parts(controller: Controller, selected: str | None, parent: str | None) -> Parts:
+    rows, damaged, _ = controller.listing()
+    strip = markup.strip(controller.manager.active_statuses())
+    finished = _finished(controller)
+    ids = [run_id for _, run_id in finished]
+    parent = next((run_id for run_id in (parent, selected, *ids) if run_id in ids), None)
+    lines = [(status.id, status.state, bool(thumbnail)) for status, _, thumbnail in rows]
+    return {
+        "strip": (strip, lambda: strip),
+        "tree": ((lines, damaged, selected), lambda: markup.tree(rows, selected, damaged)),
+        "parent": (ids, lambda: gr.Dropdown(choices=finished, value=parent)),
+    }
+
+
+def _facts(run_id: str, record: dict[str, Any], config: RunConfig, parent: str) -> str:
+    facts = f"{run_id}, seed {config.seed}, {config.model.model}, {record['device']}"
+    edit = f", {config.edit.escape} from {parent}" if config.edit else ""
+    return f"{facts}, hash grid {record['backend']}{edit}"
+
+
+def _run_parts(controller: Controller, status: Status, compared: str | None) -> Parts:
+    """The parts that show a run; `compared` None means the run's own parent."""
+    manager, state, finished = controller.manager, status.state, status.state == "finished"
+    run = manager.find(status.id)
+    record, config = run.record, pace.config_of(run)
+    parent = controller.listing().ids.get(record["parent"] or "", record["parent"] or "")
+    ascent = ascent_steps(config)
+    card = markup.card(status, ascent, record["lineage"], _facts(run.id, record, config, parent))
+
+    others = [choice for choice in _finished(controller) if choice[1] != run.id]
+    ids = [run_id for _, run_id in others]
+    compared = parent if compared is None else compared
+    compared = compared if compared in ids else ""
+    before = manager.find(compared) if compared and finished else None
+    views = (run.id, finished, compared)
+    sheet = run.path / "contact_sheet.png"
+    image = sheet if finished and sheet.is_file() else status.preview
+    metrics = run.path / "metrics.jsonl"
+    logged = metrics.stat().st_mtime_ns if metrics.is_file() else 0
+
+    def turntable() -> str:
+        both = images.side_by_side(before, run) if before else None
+        if before is None or both is None:
+            return turntable_of(run) if finished else ""
+        alt = f"turntables of {before.prompt} and {run.prompt}, in step"
+        return markup.animation(images.data_uri(both), alt, (before.prompt, run.prompt))
+
+    def slider() -> gr.ImageSlider:
+        pair = images.before_and_after(before, run) if before else None
+        return gr.ImageSlider(value=pair, visible=pair is not None)
+
+    def enabled(*states: str) -> Callable[[], gr.Button]:
+        return lambda: gr.Button(interactive=state in states)
+
+    return {
+        "card": (card, lambda: card),
+        "note": (run.id, lambda: ""),
+        "stop": ((state, run.id), enabled("queued", "running")),
+        "resume": (state, enabled("created", "stopped", "failed")),
+        "branch": (state, enabled("finished")),
+        "sheet": (
+            str(image or ""),
+            lambda: gr.Image(
+                value=images.read_png(image) if image else None,
+                visible=image is not None,
+                label="Twelve views" if finished else f"Step {status.step}",
+            ),
+        ),
+        "turntable": (views, turntable),
+        "slider": (views, slider),
+        "compared": (
+            (run.id, ids, finished),
+            lambda: gr.Dropdown([("nothing", ""), *others], value=compared, visible=finished),
+        ),
+        "curve": ((run.id, logged), lambda: markup.curve(run.metrics(), ascent, status.steps)),
+        "cli": (run.id, lambda: commands.command_line(run, manager.folder)),
+        "python": (run.id, lambda: commands.python_code(run, manager.folder)),
+        "exported": (run.id, lambda: gr.File(value=None, visible=False)),
+    }
