@@ -1,1 +1,2 @@
-"""An image-classification trainer on the annealing core of dreamsa; not written yet."""
+"""Image-classification training on the annealing core of dreamsa: SEAL, its relatives and their
+controls."""

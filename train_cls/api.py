@@ -1,4 +1,4 @@
-"""What the command line calls, and a script may: train, look at finished runs, compare, sweep."""
+"""The functions of the command line, for scripts: train, resume, evaluate finished runs, sweep."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
@@ -8,54 +8,72 @@ from typing import Any
 import torch
 
 from dreamsa import checkpoint
-from dreamsa.processes import Processes
+from dreamsa.device import Processes, resolve_device
 from dreamsa.randomness import generator_for
+from dreamsa.settings import with_overrides
 from train_cls import run as runs
 from train_cls.compare import generations, last_scores
-from train_cls.config import TrainConfig, read, to_dict
-from train_cls.data import DataConfig, Dataset, Splits, augment, channel_stats, count_training_images, load_splits
+from train_cls.config import DataConfig, TrainConfig, read
+from train_cls.data import (
+    Dataset,
+    Splits,
+    augment,
+    channel_stats,
+    count_training_images,
+    load_splits,
+)
 from train_cls.evaluate.ensemble import ensemble_scores
 from train_cls.evaluate.few_shot import FewShotConfig, few_shot_affine, few_shot_linear
 from train_cls.evaluate.hessian import HessianConfig, hessian_spectrum
 from train_cls.evaluate.linear_probe import ProbeConfig, linear_probe
-from train_cls.evaluate.metrics import predict, scores
+from train_cls.evaluate.metrics import device_of, predict, scores
 from train_cls.evaluate.prediction_depth import DepthConfig, prediction_depth
 from train_cls.models import Classifier, build_model, load_weights_
-from train_cls.train import EpochResult, device_of
+from train_cls.train import EpochResult
 
 
 def train(config: TrainConfig, folder: Path, tensorboard: bool = False) -> Iterator[EpochResult]:
-    """Begin a run in a new folder and train it; everything is checked before the folder is made."""
+    """Train a new run in `folder`. Raises errors before it creates the folder."""
     splits = load_splits(config.data, config.splits)
     runs.check(config, splits)
     processes = Processes.current()
-    if processes.rank == 0:
+    if processes.is_first:
         runs.new_run(folder, config)
     processes.wait()
     return runs.continue_run(folder, splits, tensorboard=tensorboard)
 
 
 def load_run(folder: Path, generation: int | None = None) -> tuple[TrainConfig, Classifier, Splits]:
-    """A run's settings, its network after one generation (the last one by default) and its data.
+    """Settings, network in eval mode and data of a run; the network after `generation`, by default
+    the last.
 
     Raises:
-        ValueError: Not a run, or no generation of it has finished.
+        ValueError: Not a run, or it has no such finished generation.
     """
     config = read(folder / "config.json")
     splits = load_splits(config.data, config.splits)
     finished = generations(folder)
     if not finished:
-        raise ValueError(f"{folder} has no finished generation yet. Go on with: train-cls resume {folder}")
+        raise ValueError(
+            f"{folder} has no finished generation yet. Resume it: {runs.resume_command(folder)}"
+        )
     if generation is not None and not 1 <= generation <= len(finished):
         raise ValueError(f"{folder} has generations 1 to {len(finished)}, not {generation}.")
     channels = splits.train.images.shape[1]
-    model = build_model(config.model, len(splits.train.classes), channels, *channel_stats(splits.train.images), seed=config.seed)
+    model = build_model(
+        config.model,
+        len(splits.train.classes),
+        channels,
+        *channel_stats(splits.train.images),
+        seed=config.seed,
+    )
     load_weights_(model, finished[(generation or len(finished)) - 1])
-    return config, model.to(device_of(config.device)).eval(), splits
+    return config, model.to(resolve_device(config.device)).eval(), splits
 
 
 def evaluate(folder: Path, generation: int | None = None) -> dict[str, Any]:
-    """Accuracy, likelihood and calibration of one generation; the accuracy of every generation, and the scores of their ensemble."""
+    """Accuracy, likelihood and calibration of one generation; accuracy of every generation and
+    scores of their ensemble."""
     config, model, splits = load_run(folder, generation)
     found: dict[str, Any] = {"run": str(folder), "method": config.method}
     for name, data in (("validation", splits.validation), ("test", splits.test)):
@@ -68,15 +86,29 @@ def evaluate(folder: Path, generation: int | None = None) -> dict[str, Any]:
             model.load_state_dict(weights)
             logits.append(_predict(model, splits.test))
         together = ensemble_scores(logits, splits.test.labels)
-        found["test accuracy of generation"] = {str(i + 1): one["accuracy"] for i, one in enumerate(together.members)}
-        found["ensemble of generations"] = {**together.ensemble, "mean disagreement": together.mean_disagreement}
+        found["test accuracy of generation"] = {
+            str(i + 1): one["accuracy"] for i, one in enumerate(together.members)
+        }
+        found["ensemble of generations"] = {
+            **together.ensemble,
+            "mean disagreement": together.mean_disagreement,
+        }
     return found
 
 
-def probe(folder: Path, data: str, splits: DataConfig = DataConfig(), generation: int | None = None, **settings: Any) -> dict[str, Any]:
-    """Linear probe on other data: frozen features, a new last layer, the learning rate chosen on a validation split."""
+def probe(
+    folder: Path,
+    data: str,
+    splits: DataConfig = DataConfig(),
+    generation: int | None = None,
+    **settings: Any,
+) -> dict[str, Any]:
+    """Linear probe on other data: a new last layer on frozen features, its learning rate chosen on
+    a validation split."""
     _, model, _ = load_run(folder, generation)
-    other = fitting(load_splits(data, splits if splits.validation else replace(splits, validation=_tenth(data, splits))), model)
+    if not splits.validation:
+        splits = replace(splits, validation=_one_tenth(data, splits))
+    other = match_channels(load_splits(data, splits), model)
     result = linear_probe(model, *(_pair(d, model) for d in other), config=ProbeConfig(**settings))
     return {
         "test accuracy": result.chosen.test,
@@ -86,25 +118,47 @@ def probe(folder: Path, data: str, splits: DataConfig = DataConfig(), generation
     }
 
 
-def few_shot(folder: Path, data: str, splits: DataConfig = DataConfig(), affine: bool = False, **settings: Any) -> dict[str, float]:
-    """Episodes of a few images per class from the test split of other data: mean accuracy and half its 95 % interval."""
+def few_shot(
+    folder: Path,
+    data: str,
+    splits: DataConfig = DataConfig(),
+    affine: bool = False,
+    **settings: Any,
+) -> dict[str, float]:
+    """Few-shot episodes on the test split of other data: mean accuracy and half the width of its
+    95 % interval."""
     _, model, _ = load_run(folder)
-    other = fitting(load_splits(data, splits), model)
+    other = match_channels(load_splits(data, splits), model)
     images, labels = _pair(other.test, model)
-    result = (few_shot_affine if affine else few_shot_linear)(model, images, labels, FewShotConfig(**settings))
-    return {"accuracy": result.mean, "interval": result.interval, "episodes": len(result.accuracies)}
+    result = (few_shot_affine if affine else few_shot_linear)(
+        model, images, labels, FewShotConfig(**settings)
+    )
+    return {
+        "accuracy": result.mean,
+        "interval": result.interval,
+        "episodes": len(result.accuracies),
+    }
 
 
-def depth(folder: Path, generation: int | None = None, most: int = 2000, **settings: Any) -> dict[str, Any]:
-    """kNN prediction depth on the run's own data: the accuracy of every layer's probe, and the mean depth."""
+def depth(
+    folder: Path, generation: int | None = None, max_images: int = 2000, **settings: Any
+) -> dict[str, Any]:
+    """kNN prediction depth on the run's own data: accuracy of each layer's probe, and the mean
+    depth."""
     _, model, splits = load_run(folder, generation)
-    bank, queries = (_pair(_some(d, most), model) for d in (splits.train, splits.test))
+    bank, queries = (_pair(_subset(d, max_images), model) for d in (splits.train, splits.test))
     result = prediction_depth(model, bank, queries, config=DepthConfig(**settings))
-    return {"mean depth": result.mean_depth, "layers": dict(zip(result.layers, result.accuracies, strict=True))}
+    return {
+        "mean depth": result.mean_depth,
+        "layers": dict(zip(result.layers, result.accuracies, strict=True)),
+    }
 
 
-def hessian(folder: Path, generation: int | None = None, batches: int = 4, **settings: Any) -> dict[str, float]:
-    """The largest eigenvalue and the share of negative ones among the top five, per augmented mini-batch with weight decay."""
+def hessian(
+    folder: Path, generation: int | None = None, batches: int = 4, **settings: Any
+) -> dict[str, float]:
+    """Largest Hessian eigenvalue and fraction of negative ones among the top five, over augmented
+    mini-batches with weight decay."""
     config, model, splits = load_run(folder, generation)
 
     def augmented(images: torch.Tensor, rng: torch.Generator) -> torch.Tensor:
@@ -112,13 +166,18 @@ def hessian(folder: Path, generation: int | None = None, batches: int = 4, **set
 
     chosen = HessianConfig(weight_decay=config.weight_decay, batches=batches, **settings)
     spectrum = hessian_spectrum(model, *_pair(splits.train, model), augmented, chosen)
-    return {"maximum": spectrum.maximum, "mean maximum": spectrum.mean_maximum, "negative share": spectrum.negative_share}
+    return {
+        "maximum": spectrum.maximum,
+        "mean maximum": spectrum.mean_maximum,
+        "negative share": spectrum.negative_fraction,
+    }
 
 
-def sweep(config: TrainConfig, folder: Path, name: str, values: Sequence[Any], seeds: Sequence[int]) -> Iterator[dict[str, Any]]:
-    """One run per value of a setting ("epochs", "anneal.scale") and seed; yields each one's last scores. Resumable."""
-    from train_cls.config import with_overrides
-
+def sweep(
+    config: TrainConfig, folder: Path, name: str, values: Sequence[Any], seeds: Sequence[int]
+) -> Iterator[dict[str, Any]]:
+    """Train one run per value of a setting, such as "anneal.scale", and seed; yields their last
+    scores. Resumable."""
     for value in values:
         for seed in seeds:
             own = with_overrides(config, {name: value})
@@ -126,20 +185,25 @@ def sweep(config: TrainConfig, folder: Path, name: str, values: Sequence[Any], s
             run = folder / f"{name}={value}" / f"seed-{seed}"
             if not (run / "config.json").exists():
                 runs.new_run(run, own)
-            failed = ""
+            diverged = ""
             try:
                 for _ in runs.continue_run(run):
                     pass
-            except FloatingPointError as error:  # a setting at which training diverges is a result
-                failed = str(error)
-            yield {name: value, "seed": seed, **({"diverged": failed} if failed else last_scores(run))}
+            except FloatingPointError as error:  # divergence is a result too
+                diverged = str(error)
+            yield {
+                name: value,
+                "seed": seed,
+                **({"diverged": diverged} if diverged else last_scores(run)),
+            }
 
 
-def fitting(splits: Splits, model: Classifier) -> Splits:
-    """Images with as many channels as a network takes: grey from colours by their mean, colours from grey by repeating it."""
+def match_channels(splits: Splits, model: Classifier) -> Splits:
+    """Convert images to the channels of a network: RGB to grey by the mean, grey to RGB by
+    repetition."""
     channels = len(model.pixels.mean)
 
-    def fit(data: Dataset) -> Dataset:
+    def convert(data: Dataset) -> Dataset:
         images = data.images
         if images.shape[1] == 3 and channels == 1:
             images = images.float().mean(1, keepdim=True).round().to(torch.uint8)
@@ -147,37 +211,36 @@ def fitting(splits: Splits, model: Classifier) -> Splits:
             images = images.expand(-1, 3, -1, -1).contiguous()
         return Dataset(images, data.labels, data.classes)
 
-    return Splits(*(fit(part) for part in splits))
-
-
-def settings_of(folder: Path) -> dict[str, Any]:
-    """A run's configuration as a dictionary."""
-    return to_dict(read(folder / "config.json"))
+    return Splits(*(convert(part) for part in splits))
 
 
 def resume(folder: Path, tensorboard: bool = False) -> Iterator[EpochResult]:
-    """Go on with a run exactly where its newest whole checkpoint stands."""
+    """Resume a run exactly from its newest complete checkpoint.
+
+    Raises:
+        ValueError: Not a run, or all its checkpoints are damaged.
+    """
     read(folder / "config.json")
     if checkpoint.latest(folder / "checkpoints") is None and (folder / "metrics.jsonl").exists():
-        raise ValueError(f"{folder} has no whole checkpoint. Begin again in another folder.")
+        raise ValueError(f"{folder} has no complete checkpoint. Start again in another folder.")
     return runs.continue_run(folder, tensorboard=tensorboard)
 
 
 def _predict(model: Classifier, data: Dataset) -> torch.Tensor:
-    return predict(model, data.images.to(next(model.parameters()).device)).cpu()
+    return predict(model, data.images).cpu()
 
 
 def _pair(data: Dataset, model: Classifier) -> tuple[torch.Tensor, torch.Tensor]:
-    device = next(model.parameters()).device
+    device = device_of(model)
     return data.images.to(device), data.labels.to(device)
 
 
-def _some(data: Dataset, most: int) -> Dataset:
-    """At most `most` images, drawn once."""
-    if len(data) <= most:
+def _subset(data: Dataset, count: int) -> Dataset:
+    """A random subset of at most `count` images, always the same."""
+    if len(data) <= count:
         return data
-    return data.select(torch.randperm(len(data), generator=generator_for(0, 0, "subset"))[:most])
+    return data.select(torch.randperm(len(data), generator=generator_for(0, 0, "subset"))[:count])
 
 
-def _tenth(data: str, splits: DataConfig) -> int:
+def _one_tenth(data: str, splits: DataConfig) -> int:
     return max(count_training_images(data, splits) // 10, 1)

@@ -1,53 +1,52 @@
-"""What the annealer and the trainer cost beside plain PyTorch: ratios of medians, the rivals taking turns in one process.
+"""Cost of the annealer and the trainer relative to plain PyTorch: ratios of medians of interleaved
+runs in one process.
 
-    train-cls bench                                        # ResNet-18, batches of 128 random images of 32 x 32
+    train-cls bench                              # ResNet-18, batches of 128 random 32 x 32 images
     train-cls bench --model preresnet-small --size 8 --channels 1 --batch 32
 
-On a CPU the clock is the process's own, so that other programs do not count; on a GPU it is the wall's, after a synchronisation.
+On a CPU, measures process time, which excludes other programs; on a GPU, wall time after a
+synchronisation.
 """
 
 import statistics
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
+from pydantic import Field
 from torch import nn
 
 from dreamsa.annealing import Annealer, GradientAscent, Rule, Window, split_params
+from dreamsa.device import resolve_device
 from dreamsa.randomness import generator_for
+from dreamsa.settings import settings
 from train_cls.config import TrainConfig
 from train_cls.data import Dataset, Splits
+from train_cls.methods import ALWAYS, FOREVER
 from train_cls.models import build_model
-from train_cls.train import device_of, new_training, train
+from train_cls.train import new_training, train
 
-NEVER = Window(10**12)
-ALWAYS = Window(0, 10**12)
+NEVER = Window(FOREVER)
 
 
-@dataclass(frozen=True)
+@settings()
 class BenchConfig:
     model: str = "resnet18"
-    classes: int = 200
-    channels: int = 3
-    size: int = 32
-    """Height and width of the images in pixels. Small images are the harder case: the network takes less time, the rest takes the same."""
-    batch: int = 128
-    rounds: int = 15
-    """Turns of each rival; one more before them is not counted."""
-    epoch: int = 2
-    """Steps of an epoch where whole epochs are timed."""
+    classes: int = Field(default=200, ge=2)
+    channels: int = Field(default=3, ge=1)
+    size: int = Field(default=32, ge=1)
+    """Height and width of the images in pixels. With small images the overhead weighs more."""
+    batch: int = Field(default=128, ge=1)
+    rounds: int = Field(default=15, ge=1)
+    """Measurements of each contestant, after one for warm-up."""
+    epoch: int = Field(default=2, ge=1)
+    """Steps per timed epoch."""
     device: str = "auto"
-
-    def __post_init__(self) -> None:
-        numbers = {name: getattr(self, name) for name in ("channels", "size", "batch", "rounds", "epoch")}
-        if min(numbers.values()) < 1 or self.classes < 2:
-            raise ValueError(f"Wanted at least 2 classes and at least 1 of all else, got {self.classes} classes and {numbers}.")
 
 
 class Contest(NamedTuple):
-    """Seconds that each rival took for the same work: the medians of its turns."""
+    """Median seconds of each contestant for the same work."""
 
     seconds: dict[str, float]
 
@@ -55,13 +54,16 @@ class Contest(NamedTuple):
         return self.seconds[one] / self.seconds[other]
 
 
-def take_turns(rivals: dict[str, Callable[[], object]], rounds: int, device: torch.device) -> Contest:
-    """Time every rival once a round, in an order that turns from round to round; a first round warms up and is not counted."""
-    taken: dict[str, list[float]] = {name: [] for name in rivals}
-    names = list(rivals)
+def time_interleaved(
+    contestants: dict[str, Callable[[], object]], rounds: int, device: torch.device
+) -> Contest:
+    """Time every contestant once per round, in an order that rotates between rounds, after one
+    round of warm-up."""
+    taken: dict[str, list[float]] = {name: [] for name in contestants}
+    names = list(contestants)
     for i in range(rounds + 1):
         for name in names[i % len(names) :] + names[: i % len(names)]:
-            seconds = _seconds(rivals[name], device)
+            seconds = _seconds(contestants[name], device)
             if i:
                 taken[name].append(seconds)
     return Contest({name: statistics.median(times) for name, times in taken.items()})
@@ -69,39 +71,46 @@ def take_turns(rivals: dict[str, Callable[[], object]], rounds: int, device: tor
 
 def _seconds(work: Callable[[], object], device: torch.device) -> float:
     clock = time.perf_counter if device.type == "cuda" else time.process_time
-    _wait(device)
+    _synchronize(device)
     began = clock()
     work()
-    _wait(device)
+    _synchronize(device)
     return clock() - began
 
 
-def _wait(device: torch.device) -> None:
+def _synchronize(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize()
 
 
 def random_images(config: BenchConfig, count: int) -> Dataset:
-    """Noise with labels: speed does not depend on what is to be seen."""
+    """Uniform noise with labels; the content does not affect the speed."""
     rng = generator_for(0, 0, "bench images")
-    images = torch.randint(0, 256, (count, config.channels, config.size, config.size), dtype=torch.uint8, generator=rng)
+    images = torch.randint(
+        0, 256, (count, config.channels, config.size, config.size), dtype=torch.uint8, generator=rng
+    )
     labels = torch.arange(count) % config.classes
     return Dataset(images, labels, tuple(map(str, range(config.classes))))
 
 
 def overhead(config: BenchConfig) -> Contest:
-    """One training step: "plain", with rules "mounted" whose windows are shut, and with early layers that "ascend" under a guard.
+    """Time one training step: "plain", with inactive rules "mounted", and with early layers that
+    "ascend" under a guard.
 
-    All three are the same network and optimizer; only the rules are put on and taken off.
+    All three share the network and the optimizer and differ only in the rules.
     """
-    device = device_of(config.device)
+    device = resolve_device(config.device)
     model = build_model(config.model, config.classes, config.channels).to(device).train()
-    optimizer = torch.optim.SGD(split_params(model, before="layer3"), lr=1e-3, momentum=0.9, weight_decay=5e-4, fused=True)
+    optimizer = torch.optim.SGD(
+        split_params(model, before="layer3"), lr=1e-3, momentum=0.9, weight_decay=5e-4, fused=True
+    )
     data = random_images(config, config.batch).to(device)
 
     def step(window: Window | None) -> None:
-        rules = [] if window is None else [Rule(window, GradientAscent(0.01), groups=("early",), bound=1e9)]
-        annealer = None if window is None else Annealer(optimizer, rules)
+        annealer = None
+        if window is not None:
+            rule = Rule(window, GradientAscent(0.01), groups=("early",), bound=1e9)
+            annealer = Annealer(optimizer, [rule])
         optimizer.zero_grad()
         loss = nn.functional.cross_entropy(model(data.images), data.labels)
         loss.backward()
@@ -112,36 +121,52 @@ def overhead(config: BenchConfig) -> Contest:
             annealer.remove()
 
     windows = {"plain": None, "mounted": NEVER, "ascend": ALWAYS}
-    return take_turns({name: lambda w=window: step(w) for name, window in windows.items()}, config.rounds, device)
+    return time_interleaved(
+        {name: lambda w=window: step(w) for name, window in windows.items()}, config.rounds, device
+    )
 
 
 def throughput(config: BenchConfig) -> Contest:
-    """One whole epoch: "train-cls" (SEAL's rules, crops and flips, the record of the epoch) beside a "bare" loop with none of it.
+    """Time one epoch: "train-cls" (SEAL's rules, crops, flips, metrics of the epoch) and a "bare"
+    loop without them.
 
-    Both have the same images on the device as uint8, and equal networks and optimizers. The evaluation after the epoch is left out of
-    both as far as it goes: the trainer's is on two images.
+    Both have the same uint8 images on the device, and equal networks and optimizers. Neither
+    includes the evaluation after an epoch: the trainer's is reduced to two images.
     """
-    device = device_of(config.device)
+    device = resolve_device(config.device)
     images = random_images(config, config.batch * config.epoch)
     few = images.select(torch.arange(2))
-    settings = TrainConfig(
-        model=config.model, batch=config.batch, epochs=10**6, generations=2, flip=True, pad=min(4, config.size // 4), lr=1e-3,
-        evaluate_every=10**9, device=config.device,
-    )  # fmt: skip
-    training = new_training(settings, images)
+    train_config = TrainConfig(
+        model=config.model,
+        batch=config.batch,
+        epochs=10**6,
+        generations=2,
+        flip=True,
+        pad=min(4, config.size // 4),
+        lr=1e-3,
+        evaluate_every=10**9,
+        device=config.device,
+    )
+    training = new_training(train_config, images)
     epochs = train(training, Splits(images, few.select(torch.arange(0)), few))
-    bare = bare_epochs(config, settings, images.to(device))
-    return take_turns({"bare": lambda: next(bare), "train-cls": lambda: next(epochs)}, config.rounds, device)
+    bare = bare_epochs(config, train_config, images.to(device))
+    return time_interleaved(
+        {"bare": lambda: next(bare), "train-cls": lambda: next(epochs)}, config.rounds, device
+    )
 
 
-def bare_epochs(config: BenchConfig, settings: TrainConfig, data: Dataset) -> Iterator[float]:
-    """The loop that everyone writes; yields the mean loss of every epoch."""
+def bare_epochs(config: BenchConfig, train_config: TrainConfig, data: Dataset) -> Iterator[float]:
+    """A minimal training loop; yields the mean loss of every epoch."""
     device = data.images.device
     model = build_model(config.model, config.classes, config.channels).to(device).train()
     if device.type == "cuda":
         model = model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     optimizer = torch.optim.SGD(
-        model.parameters(), lr=settings.lr, momentum=settings.momentum, weight_decay=settings.weight_decay, fused=True
+        model.parameters(),
+        lr=train_config.lr,
+        momentum=train_config.momentum,
+        weight_decay=train_config.weight_decay,
+        fused=True,
     )
     scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 10**6)
     while True:
@@ -149,7 +174,9 @@ def bare_epochs(config: BenchConfig, settings: TrainConfig, data: Dataset) -> It
         for index in torch.randperm(len(data), device=device).split(config.batch):
             optimizer.zero_grad()
             logits = model(data.images[index])
-            loss = nn.functional.cross_entropy(logits, data.labels[index], label_smoothing=settings.label_smoothing)
+            loss = nn.functional.cross_entropy(
+                logits, data.labels[index], label_smoothing=train_config.label_smoothing
+            )
             loss.backward()
             optimizer.step()
             scheduler.step()
@@ -158,8 +185,14 @@ def bare_epochs(config: BenchConfig, settings: TrainConfig, data: Dataset) -> It
 
 
 def bench(config: BenchConfig) -> Iterator[dict[str, dict[str, float]]]:
-    """Both contests, one after the other, in seconds and ratios."""
+    """Both contests, in seconds and ratios."""
     step = overhead(config)
-    yield {"seconds per step": step.seconds, "of a plain step": {name: step.ratio(name, "plain") for name in ("mounted", "ascend")}}
+    yield {
+        "seconds per step": step.seconds,
+        "of a plain step": {name: step.ratio(name, "plain") for name in ("mounted", "ascend")},
+    }
     epoch = throughput(config)
-    yield {"seconds per epoch": epoch.seconds, "of a bare loop's throughput": {"train-cls": epoch.ratio("bare", "train-cls")}}
+    yield {
+        "seconds per epoch": epoch.seconds,
+        "of a bare loop's throughput": {"train-cls": epoch.ratio("bare", "train-cls")},
+    }

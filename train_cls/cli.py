@@ -1,30 +1,86 @@
-"""The command line `train-cls`: parse, call train_cls.api, print. Exit codes as dreamsa's: 0, 1 refused or failed, 2 usage, 130 stopped; 141
-where whoever reads the output has stopped reading."""
+"""The command line `train-cls`: parse flags, call train_cls.api, print.
+
+Exit codes: 0 success, 1 error, 2 usage, 130 interrupted, 141 the reader of the output has closed
+it.
+"""
 
 import json as json_module
 import os
 import sys
 from collections.abc import Iterable
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, NoReturn
+from typing import Annotated, Any, NoReturn
 
 from cyclopts import App, Parameter
 
-from dreamsa import __version__
+from dreamsa.settings import parse_setting, to_tree, with_overrides
+from dreamsa.version import __version__
+from train_cls.config import DataConfig, PresetName, TrainConfig, preset
 
 app = App(
     name="train-cls",
     version=__version__,
-    help="Train image classifiers with SEAL, its family, and the controls that make results believable.",
+    help="Train image classifiers with SEAL, related methods and their controls.",
 )
 
-Set = Annotated[list[str] | None, Parameter(name="--set", negative="", help="Change a setting: --set anneal.scale=0.03. Repeatable.")]
-Json = Annotated[bool, Parameter(name="--json", negative="", help="Print JSON lines instead of text.")]
-PerClass = Annotated[int | None, Parameter(help="Training images per class; 0 for all.")]
-TestPerClass = Annotated[int | None, Parameter(help="Test images per class; 0 for all.")]
-Only = Annotated[str | None, Parameter(help='Classes to keep: "0-4" or "cat,dog".')]
-Validation = Annotated[int | None, Parameter(help="Images taken from the training split for validation.")]
-Generation = Annotated[int | None, Parameter(help="Which generation; default: the last.")]
+Json = Annotated[
+    bool, Parameter(name="--json", negative="", help="Print JSON lines instead of text.")
+]
+Generation = Annotated[int | None, Parameter(help="Number of the generation; default: the last.")]
+
+
+@Parameter(name="*")
+@dataclass(frozen=True)
+class ImageFlags:
+    """Flags of DataConfig."""
+
+    per_class: Annotated[int | None, Parameter(help="Training images per class; 0 for all.")] = None
+    test_per_class: Annotated[int | None, Parameter(help="Test images per class; 0 for all.")] = (
+        None
+    )
+    only_classes: Annotated[str | None, Parameter(help='Classes to keep: "0-4" or "cat,dog".')] = (
+        None
+    )
+    validation: Annotated[
+        int | None, Parameter(help="Training images held out for validation.")
+    ] = None
+    size: Annotated[
+        int | None, Parameter(help="Resize images to this height and width in pixels.")
+    ] = None
+
+    def given(self) -> dict[str, Any]:
+        return {name: value for name, value in asdict(self).items() if value is not None}
+
+
+@Parameter(name="*")
+@dataclass(frozen=True)
+class TrainFlags:
+    """Flags of TrainConfig."""
+
+    data: Annotated[
+        str, Parameter(help="digits, or a folder, .zip or .npz; see docs/train_cls.md.")
+    ] = "digits"
+    model: Annotated[str | None, Parameter(help="See `train-cls models`.")] = None
+    preset: Annotated[
+        PresetName, Parameter(help="paper: SEAL as in its text. seal-code: as in its public code.")
+    ] = "digits"
+    generations: Annotated[int | None, Parameter(help="G; each has --epochs epochs.")] = None
+    epochs: int | None = None
+    batch: int | None = None
+    lr: float | None = None
+    device: str | None = None
+    set: Annotated[
+        list[str] | None,
+        Parameter(negative="", help="Change a setting: --set anneal.scale=0.03. Repeatable."),
+    ] = None
+
+    def config(self, images: ImageFlags, **more: Any) -> TrainConfig:
+        """The preset, then `more` and the flags, then --set."""
+        changes = more | {f"splits.{name}": value for name, value in images.given().items()}
+        flags = {name: value for name, value in asdict(self).items() if value is not None}
+        pairs, name = flags.pop("set", []), flags.pop("preset")
+        return with_overrides(preset(name), changes | flags | dict(map(parse_setting, pairs)))
 
 
 @app.command
@@ -32,59 +88,36 @@ def train(
     folder: Path,
     *,
     method: str = "seal",
-    data: str = "digits",
-    model: str | None = None,
-    preset: Literal["digits", "paper", "seal-code"] = "digits",
-    generations: int | None = None,
-    epochs: int | None = None,
-    batch: int | None = None,
-    lr: float | None = None,
     seed: int = 0,
-    per_class: PerClass = None,
-    test_per_class: TestPerClass = None,
-    only_classes: Only = None,
-    validation: Validation = None,
-    size: Annotated[int | None, Parameter(help="Resize images to this many pixels a side.")] = None,
-    device: str | None = None,
-    set_: Set = None,
+    flags: TrainFlags = TrainFlags(),
+    images: ImageFlags = ImageFlags(),
     tensorboard: bool = False,
-    dry_run: Annotated[bool, Parameter(name="--dry-run", negative="", help="Print the configuration, train nothing.")] = False,
+    dry_run: Annotated[
+        bool, Parameter(name="--dry-run", negative="", help="Print the configuration and exit.")
+    ] = False,
     json: Json = False,
 ) -> None:
-    """Train one network into FOLDER.
+    """Train a network into FOLDER.
 
     Parameters
     ----------
     folder
-        Where the run is kept; it must be new.
+        Folder of the run; it must be new.
     method
         See `train-cls methods`.
-    data
-        digits, or a folder, zip, npz, CIFAR binary or IDX files.
-    preset
-        paper: SEAL as its text says. seal-code: as its public code does.
-    generations
-        G; each has --epochs epochs.
     """
+    config = flags.config(images, method=method, seed=seed, **{"splits.seed": seed})
+    if dry_run:
+        print(json_module.dumps(to_tree(config), indent=2))
+        return
     from train_cls import api
 
-    config = _config(
-        preset, set_, method=method, data=data, model=model, generations=generations, epochs=epochs, batch=batch, lr=lr, seed=seed, device=device,
-        splits=dict(
-            per_class=per_class, test_per_class=test_per_class, only_classes=only_classes, validation=validation, size=size, seed=seed
-        ),
-    )  # fmt: skip
-    if dry_run:
-        from train_cls.config import to_dict
-
-        print(json_module.dumps(to_dict(config), indent=2))
-        return
     _follow(api.train(config, folder, tensorboard), folder, json)
 
 
 @app.command
 def resume(folder: Path, *, tensorboard: bool = False, json: Json = False) -> None:
-    """Go on with a run exactly where it stopped."""
+    """Resume a run exactly from its newest complete checkpoint."""
     from train_cls import api
 
     _follow(api.resume(folder, tensorboard), folder, json)
@@ -121,18 +154,16 @@ def probe(
     folder: Path,
     data: str,
     *,
-    per_class: PerClass = None,
-    test_per_class: TestPerClass = None,
-    only_classes: Only = None,
-    size: int | None = None,
+    images: ImageFlags = ImageFlags(),
     epochs: int = 120,
     generation: Generation = None,
     json: Json = False,
 ) -> None:
-    """Linear probe of a run's features on other DATA: the learning rate is chosen on a validation split."""
+    """Linear probe of a run's features on other DATA; chooses the learning rate on a validation
+    split."""
     from train_cls import api
 
-    splits = _splits(per_class=per_class, test_per_class=test_per_class, only_classes=only_classes, size=size)
+    splits = DataConfig(**images.given())
     _print(api.probe(folder, data, splits, generation, epochs=epochs), json)
 
 
@@ -144,35 +175,45 @@ def few_shot(
     shots: int = 5,
     way: int = 5,
     episodes: int = 600,
-    affine: bool = False,
-    only_classes: Only = None,
-    size: int | None = None,
+    affine: Annotated[
+        bool, Parameter(help="Also adapt the scales and shifts of batch norms.")
+    ] = False,
+    images: ImageFlags = ImageFlags(),
     json: Json = False,
 ) -> None:
-    """Few-shot accuracy of a run's features on other DATA.
-
-    Parameters
-    ----------
-    affine
-        Also adapt the scales and shifts of the batch norms.
-    """
+    """Few-shot accuracy of a run's features on other DATA."""
     from train_cls import api
 
-    splits = _splits(only_classes=only_classes, size=size)
-    _print(api.few_shot(folder, data, splits, affine, shots=shots, way=way, episodes=episodes), json)
+    splits = DataConfig(**images.given())
+    found = api.few_shot(folder, data, splits, affine, shots=shots, way=way, episodes=episodes)
+    _print(found, json)
 
 
 @app.command
-def depth(folder: Path, *, neighbours: int = 5, most: int = 2000, generation: Generation = None, json: Json = False) -> None:
-    """kNN prediction depth: the accuracy of every layer's neighbour probe."""
+def depth(
+    folder: Path,
+    *,
+    neighbours: int = 5,
+    most: Annotated[int, Parameter(help="Max images of each split.")] = 2000,
+    generation: Generation = None,
+    json: Json = False,
+) -> None:
+    """kNN prediction depth, and the accuracy of each layer's neighbour probe."""
     from train_cls import api
 
     _print(api.depth(folder, generation, most, neighbours=neighbours), json)
 
 
 @app.command
-def hessian(folder: Path, *, batches: int = 4, batch: int = 128, generation: Generation = None, json: Json = False) -> None:
-    """The Hessian's largest eigenvalues per mini-batch, and the share of negative ones."""
+def hessian(
+    folder: Path,
+    *,
+    batches: int = 4,
+    batch: int = 128,
+    generation: Generation = None,
+    json: Json = False,
+) -> None:
+    """Largest Hessian eigenvalues per mini-batch, and the fraction of negative ones."""
     from train_cls import api
 
     _print(api.hessian(folder, generation, batches, batch=batch), json)
@@ -185,44 +226,34 @@ def compare(
     arms: list[str] | None = None,
     seeds: int = 3,
     first_seed: int = 0,
-    data: str = "digits",
-    model: str | None = None,
-    preset: Literal["digits", "paper", "seal-code"] = "digits",
-    generations: int | None = None,
-    epochs: int | None = None,
-    batch: int | None = None,
-    lr: float | None = None,
-    per_class: PerClass = None,
-    test_per_class: TestPerClass = None,
-    only_classes: Only = None,
-    validation: Validation = None,
-    size: int | None = None,
-    device: str | None = None,
-    set_: Set = None,
-    tune: Annotated[list[str] | None, Parameter(negative="", help="A setting of one arm: --tune swa:lr=0.1. Repeatable.")] = None,
-    claim: Annotated[str, Parameter(help="The arm that has to beat the best control.")] = "seal",
+    flags: TrainFlags = TrainFlags(),
+    images: ImageFlags = ImageFlags(),
+    tune: Annotated[
+        list[str] | None,
+        Parameter(negative="", help="A setting of one arm: --tune swa:lr=0.1. Repeatable."),
+    ] = None,
+    claim: Annotated[str, Parameter(help="Arm to compare with the best control.")] = "seal",
 ) -> None:
-    """Run arms with equal steps from a shared first generation; write FOLDER/report.html and scores.csv. Run again to go on.
+    """Train arms of equal cost from a shared first generation; write FOLDER/report.html and
+    scores.csv. Run again to resume.
 
     Parameters
     ----------
     arms
-        Methods; default: the claim and its controls. METHOD@NAME runs a method a second time with --tune METHOD@NAME:setting=value.
+        Methods; default: the claim and its controls. METHOD@NAME trains a method again with --tune
+        METHOD@NAME:setting=value.
     """
     from train_cls.compare import ARMS, table, verdict
     from train_cls.compare import compare as run_comparison
     from train_cls.report import write_report
 
-    config = _config(
-        preset, set_, data=data, model=model, generations=generations, epochs=epochs, batch=batch, lr=lr, device=device,
-        splits=dict(per_class=per_class, test_per_class=test_per_class, only_classes=only_classes, validation=validation, size=size),
-    )  # fmt: skip
+    config = flags.config(images)
     changes: dict[str, dict[str, Any]] = {}
     for entry in tune or []:
         arm, colon, pair = entry.partition(":")
         if not colon:
-            raise ValueError(f"--tune wants arm:setting=value, got {entry!r}.")
-        changes.setdefault(arm, {}).update(_pairs([pair]))
+            raise ValueError(f"--tune needs arm:setting=value, got {entry!r}.")
+        changes.setdefault(arm, {}).update([parse_setting(pair)])
     chosen, which = tuple(arms or ARMS), range(first_seed, first_seed + seeds)
     for line in run_comparison(config, folder, chosen, which, changes):
         print(line, flush=True)
@@ -239,23 +270,16 @@ def sweep(
     method: str = "seal",
     seeds: int = 1,
     first_seed: int = 0,
-    data: str = "digits",
-    model: str | None = None,
-    preset: Literal["digits", "paper", "seal-code"] = "digits",
-    generations: int | None = None,
-    epochs: int | None = None,
-    per_class: PerClass = None,
-    validation: Validation = None,
-    set_: Set = None,
+    flags: TrainFlags = TrainFlags(),
+    images: ImageFlags = ImageFlags(),
 ) -> None:
-    """Train once per value of a SETTING: sweep runs anneal.scale 0 0.01 0.1 1. Prints JSON lines; run again to go on."""
+    """Train once per value of a SETTING: sweep runs anneal.scale 0 0.01 0.1 1. Prints JSON lines;
+    run again to resume."""
     from train_cls import api
 
-    config = _config(
-        preset, set_, method=method, data=data, model=model, generations=generations, epochs=epochs,
-        splits=dict(per_class=per_class, validation=validation),
-    )  # fmt: skip
-    for row in api.sweep(config, folder, setting, [_value(v) for v in values], range(first_seed, first_seed + seeds)):
+    parsed = [parse_setting(f"{setting}={value}")[1] for value in values]
+    which = range(first_seed, first_seed + seeds)
+    for row in api.sweep(flags.config(images, method=method), folder, setting, parsed, which):
         print(json_module.dumps(row), flush=True)
 
 
@@ -267,53 +291,33 @@ def bench(
     size: Annotated[int, Parameter(help="Height and width of the images in pixels.")] = 32,
     channels: int = 3,
     classes: int = 200,
-    rounds: Annotated[int, Parameter(help="Turns of each rival.")] = 15,
+    rounds: Annotated[int, Parameter(help="Measurements of each contestant.")] = 15,
     device: str = "auto",
     json: Json = False,
 ) -> None:
-    """Time the annealer beside a plain step, and whole epochs beside a bare PyTorch loop: medians, taking turns."""
+    """Compare the annealer with a plain step, and whole epochs with a bare PyTorch loop: medians of
+    interleaved runs."""
     from train_cls.bench import BenchConfig
     from train_cls.bench import bench as run_bench
 
-    chosen = BenchConfig(model=model, batch=batch, size=size, channels=channels, classes=classes, rounds=rounds, device=device)
-    for facts in run_bench(chosen):
+    config = BenchConfig(
+        model=model,
+        batch=batch,
+        size=size,
+        channels=channels,
+        classes=classes,
+        rounds=rounds,
+        device=device,
+    )
+    for facts in run_bench(config):
         _print(facts, json)
 
 
-def _value(text: str) -> Any:
-    try:
-        return json_module.loads(text)
-    except ValueError:
-        return text
-
-
-def _pairs(pairs: list[str] | None) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for pair in pairs or []:
-        name, equals, text = pair.partition("=")
-        if not equals:
-            raise ValueError(f"--set wants name=value, e.g. anneal.scale=0.03; got {pair!r}.")
-        found[name] = _value(text)
-    return found
-
-
-def _splits(**given: Any) -> Any:
-    from train_cls.data import DataConfig
-
-    return DataConfig(**{k: v for k, v in given.items() if v is not None})
-
-
-def _config(preset_name: str, pairs: list[str] | None, splits: dict[str, Any], **given: Any) -> Any:
-    """A preset, then the flags that were given, then --set."""
-    from train_cls.config import preset, with_overrides
-
-    flags = {k: v for k, v in given.items() if v is not None} | {f"splits.{k}": v for k, v in splits.items() if v is not None}
-    return with_overrides(preset(preset_name), flags | _pairs(pairs))
-
-
 def _follow(results: Iterable[Any], folder: Path, as_json: bool) -> None:
-    """Show epochs as they end. Ctrl-C stops after saving what the last finished epoch left."""
+    """Print each epoch. Ctrl-C stops after the last saved epoch."""
     from rich.console import Console
+
+    from train_cls.run import resume_command
 
     console = Console(stderr=True)
     try:
@@ -323,13 +327,14 @@ def _follow(results: Iterable[Any], folder: Path, as_json: bool) -> None:
                 continue
             found = ", ".join(f"{k} {v:.4f}" for k, v in result.scores.items() if "accuracy" in k)
             console.print(
-                f"generation {result.generation} epoch {result.epoch:>4}  {result.phase:<7}  loss {result.loss:.4f}  "
-                f"accuracy {result.accuracy:.4f}  lr {result.lr:.4g}  {result.seconds:.1f} s  {found}",
+                f"generation {result.generation} epoch {result.epoch:>4}  {result.phase:<7}  "
+                f"loss {result.loss:.4f}  accuracy {result.accuracy:.4f}  lr {result.lr:.4g}  "
+                f"{result.seconds:.1f} s  {found}",
                 highlight=False,
                 soft_wrap=True,
             )
     except KeyboardInterrupt:
-        print(f"Stopped. Go on with: train-cls resume {folder}", file=sys.stderr)
+        print(f"Stopped. Resume with: {resume_command(folder)}", file=sys.stderr)
         raise SystemExit(130) from None
     if not as_json:
         print(folder)
@@ -345,17 +350,19 @@ def _print(facts: dict[str, Any], as_json: bool, indent: str = "") -> None:
             print(f"{indent}{key}")
             _print(value, False, indent + "  ")
         else:
-            print(f"{indent}{key:<{width}}  {f'{value:.4f}' if isinstance(value, float) else value}")
+            print(
+                f"{indent}{key:<{width}}  {f'{value:.4f}' if isinstance(value, float) else value}"
+            )
 
 
 def fail(message: str) -> NoReturn:
-    """One sentence on stderr, exit code 1."""
+    """Print one sentence on stderr and exit with code 1."""
     print(f"train-cls: {message}", file=sys.stderr)
     raise SystemExit(1)
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Entry point. Users' mistakes are one sentence; --debug shows where any error came from."""
+    """Entry point. Errors of the user are one sentence; --debug shows the traceback."""
     tokens = sys.argv[1:] if arguments is None else arguments
     debug = "--debug" in tokens
     try:
@@ -363,7 +370,7 @@ def main(arguments: list[str] | None = None) -> None:
             app([token for token in tokens if token != "--debug"])
         finally:
             sys.stdout.flush()
-    except BrokenPipeError:  # `| head` has seen enough: what is left goes nowhere, or the interpreter complains when it flushes at its end
+    except BrokenPipeError:  # as with `| head`; devnull silences the last flush
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(141) from None
     except (ValueError, RuntimeError, OSError, ImportError, ArithmeticError) as error:

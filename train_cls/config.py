@@ -1,213 +1,194 @@
-"""Everything that a run of the trainer depends on, as one frozen value; JSON in and out."""
+"""Settings of a training run: frozen dataclasses, validated at construction, written to and read
+from config.json."""
 
 import json
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic import Field
 
-from train_cls.data import DataConfig
+from dreamsa.settings import from_tree, settings, with_overrides
 
 OptimizerName = Literal["sgd", "adam", "adamw", "adagrad", "rmsprop"]
 Precision = Literal["float32", "bfloat16", "float16"]
+PresetName = Literal["digits", "paper", "seal-code"]
 
 
-@dataclass(frozen=True)
+@settings("splits")
+class DataConfig:
+    """Which images of a data set are used."""
+
+    per_class: int = Field(default=0, ge=0)
+    """Training images per class, the rest unused; 0 for all."""
+    test_per_class: int = Field(default=0, ge=0)
+    """Max test images per class, the same ones for every seed; 0 for all."""
+    validation: int = Field(default=0, ge=0)
+    """Images taken from the training split for validation, each class in proportion; 0 for none, or
+    the source's own split."""
+    only_classes: str = Field(default="", coerce_numbers_to_str=True)
+    """Classes to keep, by name or by position from 0, separated by commas, with ranges: "0-4" or
+    "cat,dog". Empty for all."""
+    size: int = Field(default=0, ge=0, le=1024)
+    """Resize images to size x size pixels; 0 keeps their size, which must be the same for all."""
+    seed: int = 0
+    """Seed of the choice of training and validation images; it does not affect the test split."""
+
+
+@settings("anneal")
 class AnnealConfig:
-    """The knobs of the methods; each method reads its own and leaves the rest alone."""
+    """Parameters of the methods. A method ignores those of other methods."""
 
-    scale: float = 0.01
-    """S: what the learning rate of ascending layers is multiplied by."""
-    share: float = 0.25
-    """Share of a generation in which they ascend (k = E/4)."""
-    before: str = "layer3"
-    """The threshold: early layers are those before this module, or before layer number L if it is a number."""
+    scale: float = Field(default=0.01, ge=0, le=100)
+    """S: factor on the learning rate of ascending layers."""
+    share: float = Field(default=0.25, ge=0, le=1)
+    """Fraction of a generation in which they ascend (k = E/4)."""
+    before: str = Field(default="layer3", coerce_numbers_to_str=True)
+    """The threshold: early layers precede this module, or layer number L if it is a number."""
     moments: Literal["reset", "keep"] = "reset"
-    """Whether the optimizer's moments are forgotten at both edges of an ascent."""
+    """Whether the optimizer's moments are cleared at both edges of an ascent."""
     decay_weights: bool = True
-    """Whether weight decay goes on shrinking ascending layers (the paper) or is off for them (its code)."""
+    """Whether weight decay applies to ascending layers (the paper) or not (its code)."""
     norm_statistics: Literal["update", "freeze"] = "update"
-    """What early batch norms' running statistics do while their layers ascend."""
+    """Running statistics of early batch norms while their layers ascend."""
     reinit: Literal["model", "torch"] = "model"
-    """Fresh values: the model's own initialisation, or torch's `reset_parameters` as in published code."""
-    bound: float = 20.0
-    """An ascent ends early when the loss is above this many times ln(classes), or not finite."""
-    fit_share: float = 0.8
-    """Knowledge evolution: share of each layer in the fit hypothesis."""
-    prune: float = 0.2
-    """Pruning: share of the remaining weights that goes each generation."""
-    temperature: float = 1e-6
-    """Langevin and kinetic annealing: where the cooling starts."""
-    cooling: float = 0.01
-    """What is left of that temperature at the end of the run."""
-    eps: float = 1.0
+    """Fresh weights: the model's own initialisation, or torch's default as in published code."""
+    bound: float = Field(default=20.0, ge=0)
+    """An ascent ends early when the loss exceeds `bound` * ln(classes) or is not finite."""
+    fit_share: float = Field(default=0.8, gt=0, lt=1)
+    """Knowledge evolution: fraction of each layer in the fit hypothesis."""
+    prune: float = Field(default=0.2, ge=0, lt=1)
+    """Pruning: fraction of the remaining weights to remove per generation."""
+    temperature: float = Field(default=1e-6, ge=0, le=1e9)
+    """Langevin and kinetic annealing: initial temperature."""
+    cooling: float = Field(default=0.01, ge=0, le=1)
+    """Final temperature as a fraction of the initial one."""
+    eps: float = Field(default=1.0, ge=1e-12, le=1e12)
     """Landscape modification: eps of grad U / (f((U - c)+) + eps)."""
-    power: float = 1.0
+    power: float = Field(default=1.0, ge=0, le=10)
     """Landscape modification: f(x) = x^power."""
-    t_initial: float = 15.0
+    t_initial: float = Field(default=15.0, ge=1e-12, le=1e12)
     """SA-GD's temperature."""
     strength: float = 1.0
     """Distancing: height of a hill."""
-    width: float = 0.1
-    """Distancing: sigma of a hill in units of the norm at its checkpoint."""
+    width: float = Field(default=0.1, ge=1e-9, le=1e9)
+    """Distancing: sigma of a hill, relative to the norm of its snapshot."""
     shrink: float = 0.4
     perturb: float = 0.1
     """Shrink and perturb: w = shrink * w + perturb * fresh."""
-    distill: float = 0.5
+    distill: float = Field(default=0.5, ge=0, le=1)
     """Distillation: weight of the teacher's loss."""
-    soften: float = 1.0
+    soften: float = Field(default=1.0, ge=1e-3, le=1e3)
     """Distillation: temperature of both softmaxes."""
     tolerance: float = 0.5
     """Tolerant teacher: weight of the gap between the first and the next four classes."""
-    rho: float = 0.05
+    rho: float = Field(default=0.05, ge=0, le=10)
     """Sharpness-aware minimisation: radius."""
-    average_from: float = 0.75
-    """Weight averaging: share of the run after which it begins."""
+    average_from: float = Field(default=0.75, ge=0, le=1)
+    """Weight averaging: fraction of the run after which it begins."""
 
 
-@dataclass(frozen=True)
+@settings()
 class TrainConfig:
+    """All settings of a run."""
+
     data: str = "digits"
-    """"digits", or a path to a folder, zip, npz or binary files; see `train_cls.data`."""
-    splits: DataConfig = field(default_factory=DataConfig)
+    """"digits", or the path of a folder, .zip or .npz; see `train_cls.data`."""
+    splits: DataConfig = Field(default_factory=DataConfig)
     model: str = "preresnet-small"
     method: str = "seal"
-    generations: int = 4
-    """G; methods without generations run as long."""
-    epochs: int = 20
-    """E, epochs of one generation."""
-    batch: int = 32
+    generations: int = Field(default=4, gt=0)
+    """G; methods without generations train for as many epochs."""
+    epochs: int = Field(default=20, gt=0)
+    """E, epochs per generation."""
+    batch: int = Field(default=32, gt=0)
     optimizer: OptimizerName = "sgd"
-    lr: float = 0.05
-    momentum: float = 0.9
+    lr: float = Field(default=0.05, gt=0)
+    momentum: float = Field(default=0.9, ge=0, le=1)
     nesterov: bool = False
-    weight_decay: float = 5e-4
-    warmup: float = 0.0
+    weight_decay: float = Field(default=5e-4, ge=0, le=10)
+    warmup: float = Field(default=0.0, ge=0)
     """Epochs of linear warm-up at the start of every generation."""
     constant_lr: bool = False
-    label_smoothing: float = 0.1
+    label_smoothing: float = Field(default=0.1, ge=0, le=1)
     flip: bool = False
-    pad: int = 1
+    pad: int = Field(default=1, ge=0, le=64)
     """Pixels of zero padding for random crops; 0 is off."""
-    accumulate: int = 1
+    accumulate: int = Field(default=1, gt=0)
     """Batches per optimizer step."""
-    clip: float = 0.0
-    """Largest gradient norm of each parameter group; 0 is off."""
-    ema: float = 0.0
-    """Decay of an average of the weights that is evaluated as well; 0 is off."""
+    clip: float = Field(default=0.0, ge=0, le=1e9)
+    """Max gradient norm of each parameter group; 0 is off."""
+    ema: float = Field(default=0.0, ge=0, le=1)
+    """Decay of an exponential moving average of the weights, evaluated as well; 0 is off."""
     precision: Precision = "float32"
     device: str = "auto"
     seed: int = 0
-    evaluate_every: int = 1
-    """Epochs between two looks at the validation and test images."""
-    anneal: AnnealConfig = field(default_factory=AnnealConfig)
+    evaluate_every: int = Field(default=1, gt=0)
+    """Epochs between evaluations."""
+    anneal: AnnealConfig = Field(default_factory=AnnealConfig)
 
     def __post_init__(self) -> None:
-        positive = {"generations": self.generations, "epochs": self.epochs, "batch": self.batch, "accumulate": self.accumulate}
-        for name, value in {**positive, "lr": self.lr, "evaluate_every": self.evaluate_every}.items():
-            if not value > 0:
-                raise ValueError(f"{name} must be positive, got {value}.")
-        for name, value, low, high in (
-            ("momentum", self.momentum, 0, 1),
-            ("weight_decay", self.weight_decay, 0, 10),
-            ("label_smoothing", self.label_smoothing, 0, 1),
-            ("ema", self.ema, 0, 1),
-            ("pad", self.pad, 0, 64),
-            ("clip", self.clip, 0, 1e9),
-            ("anneal.share", self.anneal.share, 0, 1),
-            ("anneal.scale", self.anneal.scale, 0, 100),
-            ("anneal.temperature", self.anneal.temperature, 0, 1e9),
-            ("anneal.cooling", self.anneal.cooling, 0, 1),
-            ("anneal.eps", self.anneal.eps, 1e-12, 1e12),
-            ("anneal.power", self.anneal.power, 0, 10),
-            ("anneal.t_initial", self.anneal.t_initial, 1e-12, 1e12),
-            ("anneal.width", self.anneal.width, 1e-9, 1e9),
-            ("anneal.distill", self.anneal.distill, 0, 1),
-            ("anneal.soften", self.anneal.soften, 1e-3, 1e3),
-            ("anneal.rho", self.anneal.rho, 0, 10),
-            ("anneal.average_from", self.anneal.average_from, 0, 1),
-        ):
-            if not low <= value <= high:
-                raise ValueError(f"{name} must lie in [{low}, {high}], got {value}.")
-        if not 0 <= self.warmup < self.epochs:
+        if self.warmup >= self.epochs:
             raise ValueError(f"warmup must lie in [0, epochs={self.epochs}), got {self.warmup}.")
 
 
-PRESETS: dict[str, dict[str, Any]] = {
+_SEAL = {
+    "momentum": 0.9,
+    "weight_decay": 5e-4,
+    "batch": 32,
+    "generations": 10,
+    "epochs": 160,
+    "label_smoothing": 0.1,
+    "flip": True,
+    "pad": 4,
+    "model": "resnet50",
+    "anneal.before": "layer3",
+}
+PRESETS: dict[PresetName, dict[str, Any]] = {
     "digits": {},
-    "paper": {
-        "lr": 0.01, "momentum": 0.9, "weight_decay": 5e-4, "batch": 32, "generations": 10, "epochs": 160, "label_smoothing": 0.1,
-        "flip": True, "pad": 4, "model": "resnet50", "anneal.before": "layer3",
-    },
+    "paper": {**_SEAL, "lr": 0.01},
     "seal-code": {
-        "lr": 0.1, "momentum": 0.9, "weight_decay": 5e-4, "batch": 32, "generations": 10, "epochs": 160, "label_smoothing": 0.1, "warmup": 20,
-        "flip": True, "pad": 4, "model": "resnet50", "anneal.before": "layer3", "anneal.decay_weights": False, "anneal.reinit": "torch",
+        **_SEAL,
+        "lr": 0.1,
+        "warmup": 20,
+        "anneal.decay_weights": False,
+        "anneal.reinit": "torch",
     },
-}  # fmt: skip
-"""Settings by name: `paper` as SEAL's text says (sec. 4.1), `seal-code` as its public code does."""
-
-for _part in (TrainConfig, AnnealConfig, DataConfig):
-    _part.__pydantic_config__ = ConfigDict(extra="forbid")  # pyright: ignore[reportAttributeAccessIssue]
-_ADAPTER = TypeAdapter(TrainConfig)
+}
+"""Settings by name: `paper` follows SEAL's text (sec. 4.1), `seal-code` its public code."""
 
 
-def with_overrides(config: TrainConfig, overrides: dict[str, Any]) -> TrainConfig:
-    """`config` with settings replaced by dotted name, e.g. {"lr": 0.1, "anneal.scale": 0.03}.
+def preset(name: PresetName) -> TrainConfig:
+    """A preset by name.
 
     Raises:
-        ValueError: A name that does not exist (the nearest ones are named) or a value of the wrong kind.
+        ValueError: Unknown name.
     """
-    tree = asdict(config)
-    for name, value in overrides.items():
-        *path, last = name.split(".")
-        node: Any = tree
-        for part in path:
-            node = node.get(part) if isinstance(node, dict) else None
-        if not isinstance(node, dict) or last not in node:
-            from difflib import get_close_matches
-
-            known = [
-                *(k for k in tree if not isinstance(tree[k], dict)),
-                *(f"{k}.{s}" for k in tree if isinstance(tree[k], dict) for s in tree[k]),
-            ]
-            near = ", ".join(get_close_matches(name, known, 3)) or ", ".join(known)
-            raise ValueError(f"There is no setting {name!r}. Near it: {near}.")
-        node[last] = value
-    return from_dict(tree)
-
-
-def from_dict(tree: dict[str, Any]) -> TrainConfig:
-    """Undo `dataclasses.asdict`; unknown names and wrong kinds are refused."""
-    try:
-        return _ADAPTER.validate_python(tree)
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        message = str(first["msg"]).removeprefix("Value error, ")
-        raise ValueError(f"{where}: {message}, got {first['input']!r}." if where and first["type"] != "value_error" else message) from error
+    if name not in PRESETS:
+        raise ValueError(f"There is no preset {name!r}; the presets are {', '.join(PRESETS)}.")
+    return with_overrides(TrainConfig(), PRESETS[name])
 
 
 def read(path: Path) -> TrainConfig:
-    """A config.json.
+    """Read a config.json.
 
     Raises:
-        ValueError: Not there, not JSON, or not a configuration.
+        ValueError: Missing, not JSON, or not a configuration.
     """
     try:
-        return from_dict(json.loads(path.read_text()))
+        tree = json.loads(path.read_text())
     except OSError as error:
         raise ValueError(f"{path} cannot be read: {error.strerror}.") from error
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is not JSON: {error.msg} at line {error.lineno}.") from error
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON: {error}.") from error
+    return from_tree(TrainConfig, tree)
 
 
-def to_dict(config: TrainConfig) -> dict[str, Any]:
-    return asdict(config)
-
-
-def preset(name: str, **changes: Any) -> TrainConfig:
-    """A preset, with some settings changed."""
-    if name not in PRESETS:
-        raise ValueError(f"There is no preset {name!r}; there are {', '.join(PRESETS)}.")
-    return replace(with_overrides(TrainConfig(), PRESETS[name]), **changes)
+def with_absolute_data(config: TrainConfig) -> TrainConfig:
+    """A copy whose data set is an absolute path, so that the run resumes from any working
+    directory."""
+    return (
+        config
+        if config.data == "digits"
+        else replace(config, data=str(Path(config.data).absolute()))
+    )

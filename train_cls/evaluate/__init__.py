@@ -1,1 +1,2 @@
-"""What a trained classifier is worth: plain functions of a model and tensors that leave the model as they found it."""
+"""Evaluations of a trained classifier: functions of a model and tensors that leave the model
+unchanged."""

@@ -1,4 +1,4 @@
-"""Several models or generations of one, asked together."""
+"""Ensembles of models, or of the generations of one model."""
 
 import math
 from collections.abc import Sequence
@@ -13,7 +13,8 @@ from train_cls.evaluate.metrics import scores
 
 @dataclass(frozen=True)
 class EnsembleScores:
-    """Scores of the averaged probabilities, of each member, and how often two members predict different classes."""
+    """Scores of the averaged probabilities, of each member, and how often two members predict
+    different classes."""
 
     ensemble: dict[str, float]
     members: tuple[dict[str, float], ...]
@@ -27,25 +28,34 @@ class EnsembleScores:
 
 
 def average_probabilities(logits: Sequence[Float[Tensor, "n k"]]) -> Float[Tensor, "n k"]:
-    """log of the mean over members of softmax(logits), float64: logits again, whose softmax is that mean (Lakshminarayanan et al. 2017).
+    """log of the mean over members of softmax(logits), float64: logits of the averaged
+    probabilities (Lakshminarayanan et al. 2017).
 
     Raises:
-        ValueError: No members, or members of different shapes.
+        ValueError: No members, or different shapes.
     """
     shapes = sorted({tuple(member.shape) for member in logits})
     if len(shapes) != 1:
-        raise ValueError(f"Found logits of shapes {shapes}, wanted at least one member and one shape: predict the same images with each.")
-    return torch.stack([member.double().log_softmax(1) for member in logits]).logsumexp(0) - math.log(len(logits))
+        raise ValueError(
+            f"Found logits of shapes {shapes}, expected at least one member and one shape. "
+            "Predict the same images with each."
+        )
+    return torch.stack([member.double().log_softmax(1) for member in logits]).logsumexp(
+        0
+    ) - math.log(len(logits))
 
 
 def disagreement(logits: Sequence[Float[Tensor, "n k"]]) -> Float[Tensor, "m m"]:
-    """Share of images on which members i and j predict different classes, in [0, 1], float64; 0 on the diagonal."""
+    """Fraction of images on which members i and j predict different classes, in [0, 1], float64; 0
+    on the diagonal."""
     predicted = torch.stack([member.argmax(1) for member in logits])
     return torch.stack([(predicted != row).double().mean(1) for row in predicted])
 
 
-def ensemble_scores(logits: Sequence[Float[Tensor, "n k"]], labels: Int[Tensor, "n2"]) -> EnsembleScores:
-    """Scores of the mean probabilities of several checkpoints or generations, beside each one's own.
+def ensemble_scores(
+    logits: Sequence[Float[Tensor, "n k"]], labels: Int[Tensor, "n2"]
+) -> EnsembleScores:
+    """Scores of the averaged probabilities of several models, and of each model.
 
     Args:
         logits: One tensor per member, of the same images.

@@ -1,6 +1,7 @@
-"""Many linear classifiers trained by SGD side by side, as one tensor [m, k, d + 1]: the last column is the bias.
+"""Linear classifiers trained by SGD in parallel, as one tensor [m, k, d + 1] whose last column is
+the bias.
 
-An episode or a learning rate is one head. A step costs two batched matrix products instead of a Python loop over heads.
+There is one head per episode or learning rate. A step is two batched matrix products.
 """
 
 from collections.abc import Iterable
@@ -16,7 +17,8 @@ from dreamsa.randomness import random_linear
 
 @dataclass(frozen=True)
 class SGD:
-    """The numbers of torch.optim.SGD; lr is one for all heads, or one per head. Weight decay also pulls on the bias, as there."""
+    """Hyperparameters of torch.optim.SGD; one lr for all heads or one per head. Weight decay
+    includes the bias."""
 
     lr: float | Float[Tensor, "m 1 1"]
     momentum: float
@@ -24,26 +26,35 @@ class SGD:
     weight_decay: float
 
     def step_(
-        self, heads: Float[Tensor, "m k d1"], velocity: Float[Tensor, "m k d1"] | None, gradient: Float[Tensor, "m k d1"]
+        self,
+        heads: Float[Tensor, "m k d1"],
+        velocity: Float[Tensor, "m k d1"] | None,
+        gradient: Float[Tensor, "m k d1"],
     ) -> Float[Tensor, "m k d1"]:
-        """One step on `heads`, in place; `gradient` is used up.
+        """One step on `heads`, in place; overwrites `gradient`.
 
         Returns:
-            The velocity for the next step. The first gradient is not dampened, as in torch.optim.SGD.
+            The velocity for the next step. The first gradient is not dampened, as in
+            torch.optim.SGD.
         """
         gradient.add_(heads, alpha=self.weight_decay)
-        velocity = gradient if velocity is None else velocity.mul_(self.momentum).add_(gradient, alpha=1 - self.dampening)
+        velocity = (
+            gradient
+            if velocity is None
+            else velocity.mul_(self.momentum).add_(gradient, alpha=1 - self.dampening)
+        )
         heads.sub_(velocity * self.lr)
         return velocity
 
 
 def with_bias_column(features: Float[Tensor, "*shape d"]) -> Float[Tensor, "*shape d1"]:
-    """A column of ones after the last feature, so that the bias is one more weight."""
+    """Append a column of ones, whose weight is the bias."""
     return torch.cat([features, torch.ones_like(features[..., :1])], -1)
 
 
 def random_head(dimension: int, classes: int, rng: torch.Generator) -> Float[Tensor, "k d1"]:
-    """nn.Linear(dimension, classes) as torch initialises it, weight and bias in one matrix."""
+    """Weight and bias of nn.Linear(dimension, classes) in one matrix, with torch's default
+    initialisation."""
     layer = random_linear(dimension, classes, rng)
     return torch.cat([layer.weight, layer.bias[:, None]], 1).detach()
 
@@ -64,12 +75,11 @@ def train_heads(
     batches: Iterable[Int[Tensor, "s b"]],
     sgd: SGD,
 ) -> Float[Tensor, "m k d1"]:
-    """The heads after one SGD step per batch on the mean cross-entropy; the given ones are not changed.
+    """Train heads on the mean cross-entropy, one SGD step per batch; returns new heads.
 
     Args:
-        heads: One per row.
-        features, labels: Each head's own data (s = m), or one set that all share (s = 1). features end in a column of ones.
-        batches: Indices into the n examples, for each step.
+        features, labels: One set per head (s = m) or a shared one (s = 1). The last feature is 1.
+        batches: Indices of each step's examples.
     """
     m, rows = len(heads), torch.arange(len(features), device=features.device)[:, None]
     heads, velocity = heads.clone(), None

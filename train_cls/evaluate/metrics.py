@@ -1,4 +1,4 @@
-"""Predictions and features of a model, and the three numbers of every table: accuracy, log-likelihood, calibration."""
+"""Predictions and features of a model, and its accuracy, log-likelihood and calibration error."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,12 +13,12 @@ from train_cls.models.classifier import Classifier
 Images = UInt8[Tensor, "n c h w"] | Float[Tensor, "n c h w"]
 """uint8 in [0, 255] or floating point in [0, 1]."""
 LabelledImages = tuple[UInt8[Tensor, "_ c _ _"] | Float[Tensor, "_ c _ _"], Int[Tensor, "_"]]
-"""Images as above and one label each."""
+"""Images, and one label per image."""
 
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Eval mode inside; afterwards every module has its own former mode again, also where parts of a model had another one."""
+    """Context in which the model is in eval mode; restores the mode of each module at exit."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
@@ -29,16 +29,19 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 
 def device_of(model: nn.Module) -> torch.device:
-    """Where the model's parameters are."""
+    """Device of the model's parameters."""
     return next(model.parameters()).device
 
 
-def in_batches(function: Callable[[Tensor], Tensor], model: nn.Module, images: Images, batch: int) -> Tensor:
-    """`function` of the images, `batch` at a time on the model's device, in eval mode and without gradients; then concatenated."""
+def in_batches(
+    function: Callable[[Tensor], Tensor], model: nn.Module, images: Images, batch: int
+) -> Tensor:
+    """Apply `function` to the images on the model's device, `batch` at a time, in eval mode and
+    without gradients."""
     if len(images) == 0:
-        raise ValueError("Found no images, wanted at least one: check the split or the filter they came from.")
+        raise ValueError("Found no images, expected at least one. Check the split or the filter.")
     if batch < 1:
-        raise ValueError(f"batch should be at least 1 image, got {batch}.")
+        raise ValueError(f"batch must be at least 1, got {batch}.")
     device = device_of(model)
     with evaluating(model), torch.no_grad():
         return torch.cat([function(part.to(device)) for part in images.split(batch)])
@@ -54,7 +57,7 @@ def predict(model: nn.Module, images: Images, batch: int = 256) -> Float[Tensor,
 
 
 def embed(model: Classifier, images: Images, batch: int = 256) -> Float[Tensor, "n d"]:
-    """What the last layer sees, `model.features(model.pixels(images))`, on the model's device.
+    """Inputs of the last layer, `model.features(model.pixels(images))`, on the model's device.
 
     Raises:
         ValueError: No images, or a batch below 1.
@@ -63,23 +66,28 @@ def embed(model: Classifier, images: Images, batch: int = 256) -> Float[Tensor, 
 
 
 def on_same_device(logits: Float[Tensor, "n k"], labels: Int[Tensor, "n2"]) -> Int[Tensor, "n"]:
-    """The labels beside the logits, int64, after a check of their number and range.
+    """The labels as int64 on the device of the logits, after a check of their number and range.
 
     Raises:
-        ValueError: Unequal or zero lengths, or a label that is no column of the logits.
+        ValueError: Unequal or zero lengths, or a label that is not a column of the logits.
     """
     if len(logits) != len(labels) or len(labels) == 0:
-        raise ValueError(f"Found {len(logits)} rows of logits and {len(labels)} labels, wanted one label per row and at least one row.")
+        raise ValueError(
+            f"Found {len(logits)} rows of logits and {len(labels)} labels, expected one label per "
+            "row and at least one row."
+        )
     if labels.min() < 0 or labels.max() >= logits.shape[1]:
         raise ValueError(
-            f"Found labels from {int(labels.min())} to {int(labels.max())}, wanted 0 to {logits.shape[1] - 1}: "
-            "the model was made for another set of classes."
+            f"Found labels from {int(labels.min())} to {int(labels.max())}, expected 0 to "
+            f"{logits.shape[1] - 1}. "
+            "The model has other classes."
         )
     return labels.to(logits.device, torch.int64)
 
 
 def accuracy(logits: Float[Tensor, "n k"], labels: Int[Tensor, "n2"]) -> float:
-    """Share in [0, 1] of rows whose largest logit is the label's. Rows that are not finite count as class 0 or the first NaN.
+    """Fraction in [0, 1] of rows whose largest logit is that of the label. Rows with NaN predict
+    the first NaN.
 
     Raises:
         ValueError: As on_same_device.
@@ -88,7 +96,8 @@ def accuracy(logits: Float[Tensor, "n k"], labels: Int[Tensor, "n2"]) -> float:
 
 
 def negative_log_likelihood(logits: Float[Tensor, "n k"], labels: Int[Tensor, "n2"]) -> float:
-    """Mean of -log softmax(logits)[label] in nats; at least 0, log(k) for a uniform guess, NaN for logits that are not finite.
+    """Mean of -log softmax(logits)[label] in nats, at least 0; log(k) for a uniform guess, NaN for
+    logits that are not finite.
 
     Raises:
         ValueError: As on_same_device.
@@ -96,16 +105,20 @@ def negative_log_likelihood(logits: Float[Tensor, "n k"], labels: Int[Tensor, "n
     return F.cross_entropy(logits.double(), on_same_device(logits, labels)).item()
 
 
-def expected_calibration_error(logits: Float[Tensor, "n k"], labels: Int[Tensor, "n2"], bins: int = 15) -> float:
-    """Mean |accuracy - confidence| over bins of equal width, weighted by their size (Guo et al. 2017, arXiv:1706.04599, eq. 3).
+def expected_calibration_error(
+    logits: Float[Tensor, "n k"], labels: Int[Tensor, "n2"], bins: int = 15
+) -> float:
+    """Mean |accuracy - confidence| over bins of equal width, weighted by their size (Guo et al.
+    2017, arXiv:1706.04599, eq. 3).
 
-    Bin m holds the confidences in ((m - 1) / bins, m / bins]. In [0, 1]; biased upwards by about sqrt(bins / n) on small sets.
+    Bin m holds the confidences in ((m - 1) / bins, m / bins]. In [0, 1], with an upward bias of
+    about sqrt(bins / n).
 
     Raises:
         ValueError: As on_same_device, or fewer than one bin.
     """
     if bins < 1:
-        raise ValueError(f"bins should be at least 1, got {bins}.")
+        raise ValueError(f"bins must be at least 1, got {bins}.")
     confidence, predicted = logits.double().softmax(1).max(1)
     surplus = confidence - (predicted == on_same_device(logits, labels)).double()
     index = (confidence * bins).ceil().long().clamp(1, bins) - 1
@@ -113,7 +126,7 @@ def expected_calibration_error(logits: Float[Tensor, "n k"], labels: Int[Tensor,
 
 
 def scores(logits: Float[Tensor, "n k"], labels: Int[Tensor, "n2"]) -> dict[str, float]:
-    """{"accuracy", "nll", "ece"}: see the three functions above."""
+    """{"accuracy", "nll", "ece"}: the three functions above."""
     return {
         "accuracy": accuracy(logits, labels),
         "nll": negative_log_likelihood(logits, labels),

@@ -1,8 +1,10 @@
-"""Prediction depth: from which layer on the nearest training images already say what the network will say.
+"""Prediction depth: the layer from which on nearest-neighbour probes agree with the prediction of
+the network.
 
-A k-nearest-neighbour probe per layer, as in Baldock et al. 2021 (arXiv:2106.09647), with the K = 5 of the SEAL paper (Baldock: 30). The
-bank is the training images, the queries are test images. Baldock flattens a layer's output; "average" takes the mean over positions
-instead, which is 16 to 4000 times smaller and is blind to where something is.
+A k-nearest-neighbour probe per layer, as in Baldock et al. 2021 (arXiv:2106.09647), with K = 5 as
+in the SEAL paper (Baldock: 30). The bank holds training images, the queries are test images.
+Baldock flattens a layer's output; "average" takes the mean over positions, which is 16 to 4000
+times smaller but discards positions.
 """
 
 import re
@@ -13,34 +15,33 @@ from typing import Literal
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
+from pydantic import Field
 from torch import Tensor, nn
 
+from dreamsa.settings import settings
 from train_cls.evaluate.metrics import Images, LabelledImages, predict
 
 Pooling = Literal["average", "flatten"]
 DISTANCES_AT_ONCE = 1 << 24
-"""Size of a chunk of the distance matrix: 64 MiB of float32."""
+"""Max entries of the distance matrix to compute at once: 64 MiB of float32."""
 
 
-@dataclass(frozen=True)
+@settings()
 class DepthConfig:
-    neighbours: int = 5
+    neighbours: int = Field(default=5, ge=1, le=40)
     pooling: Pooling = "average"
-    batch: int = 256
-
-    def __post_init__(self) -> None:
-        if not 1 <= self.neighbours <= 40:
-            raise ValueError(f"neighbours should be from 1 to 40, got {self.neighbours}.")
+    batch: int = Field(default=256, ge=1)
 
 
 @dataclass(frozen=True)
 class DepthResult:
-    """accuracies: of each layer's probe, in [0, 1]; probes: its predictions; depths: see `depths`, from 0 to the number of layers."""
-
     layers: tuple[str, ...]
     accuracies: tuple[float, ...]
+    """Of each layer's probe, in [0, 1]."""
     probes: Int[Tensor, "layers n"]
+    """Predicted class of each query by each probe."""
     depths: Int[Tensor, "n"]
+    """From 0 to the number of layers; see `depths`."""
 
     @property
     def mean_depth(self) -> float:
@@ -48,9 +49,10 @@ class DepthResult:
 
 
 def default_layers(model: nn.Module) -> list[str]:
-    """The stem's batch norm (before its ReLU) or convolution, every block of layer1, layer2, ..., and the linear layers fc.
+    """The stem's batch norm (before its ReLU) or convolution, each block of layer1, layer2, ...,
+    and the linear layers fc.
 
-    A stage without blocks inside, as in VGG, counts as one layer.
+    A stage without blocks, as in VGG, counts as one layer.
 
     Raises:
         ValueError: The model has no such children.
@@ -59,34 +61,49 @@ def default_layers(model: nn.Module) -> list[str]:
     names = [name for name in ("bn1", "conv1") if name in children][:1]
     for name, child in children.items():
         if re.fullmatch(r"layer\d+", name):
-            blocks = [f"{name}.{inner}" for inner, block in child.named_children() if next(block.children(), None) is not None]
+            blocks = [
+                f"{name}.{inner}"
+                for inner, block in child.named_children()
+                if next(block.children(), None) is not None
+            ]
             names += blocks if isinstance(child, nn.Sequential) and blocks else [name]
         elif re.fullmatch(r"fc\d*", name):
             names.append(name)
     if not names:
-        raise ValueError(f"Found children {list(children)}, wanted conv1, layer1, layer2, ... or fc: name the layers to probe.")
+        raise ValueError(
+            f"Found children {list(children)}, expected conv1, layer1, layer2, ... or fc. Pass "
+            "the names of the layers to probe."
+        )
     return names
 
 
 def as_vectors(output: Float[Tensor, "n c *positions"], pooling: Pooling) -> Float[Tensor, "n d"]:
-    """A layer's output as one new vector per image: the mean over positions, or everything."""
+    """One vector per image from a layer's output, as a copy: the mean over positions, or all
+    values."""
     if output.ndim == 2 or pooling == "flatten":
         return output.detach().flatten(1).clone()  # a ReLU in place may follow the layer
     return output.detach().flatten(2).mean(2)
 
 
 def layer_features(
-    model: nn.Module, images: Images, layers: Sequence[str], pooling: Pooling = "average", batch: int = 256
+    model: nn.Module,
+    images: Images,
+    layers: Sequence[str],
+    pooling: Pooling = "average",
+    batch: int = 256,
 ) -> dict[str, Float[Tensor, "n d"]]:
-    """The outputs of the named modules, one vector per image, on the model's device, in eval mode.
+    """Outputs of the named modules in eval mode, one vector per image, on the model's device.
 
     Raises:
-        ValueError: A name that the model lacks, or a module that does not run exactly once per pass.
+        ValueError: Unknown module, or one that does not run exactly once per forward pass.
     """
     modules = dict(model.named_modules())
     unknown = [name for name in layers if name not in modules]
     if unknown:
-        raise ValueError(f"Found no layers {unknown} in the model, wanted some of {[name for name in modules if name]}.")
+        raise ValueError(
+            f"The model has no layers {unknown}; its layers are "
+            f"{[name for name in modules if name]}."
+        )
     kept: dict[str, list[Tensor]] = {name: [] for name in layers}
 
     def keep(name: str) -> Callable[[nn.Module, object, Tensor], None]:
@@ -101,16 +118,15 @@ def layer_features(
     for name, parts in kept.items():
         if sum(map(len, parts)) != len(images):
             raise ValueError(
-                f"Found {sum(map(len, parts))} outputs of layer {name} for {len(images)} images: probe one that runs once per pass."
+                f"Found {sum(map(len, parts))} outputs of layer {name} for {len(images)} images. "
+                "Probe a layer that runs once per forward pass."
             )
     return {name: torch.cat(parts) for name, parts in kept.items()}
 
 
 def first_smallest(distances: Float[Tensor, "n bank"], k: int) -> Int[Tensor, "n k"]:
-    """Columns of each row's k smallest entries in ascending order; of equal entries the smaller column comes first.
-
-    topk alone leaves open which of several equal entries it takes.
-    """
+    """Columns of each row's k smallest entries, ascending; ties go to the smaller column, which
+    topk does not guarantee."""
     kth = distances.topk(k, largest=False).values[:, -1:]
     tied = distances == kth
     room = k - (distances < kth).sum(1, keepdim=True)
@@ -120,29 +136,41 @@ def first_smallest(distances: Float[Tensor, "n bank"], k: int) -> Int[Tensor, "n
 
 
 def majority(labels: Int[Tensor, "n k"], classes: int) -> Int[Tensor, "n"]:
-    """The most frequent label of each row, whose columns go from near to far; of equally frequent ones that of the nearest neighbour.
+    """The most frequent label of each row of neighbours, sorted by distance; ties go to the nearest
+    neighbour.
 
-    Neighbour r has 1 + 2^-(r + 2) votes: together the fractions are less than one vote, and the nearer one outweighs all that follow.
+    Neighbour r has 1 + 2^-(r + 2) votes: the fractions sum to less than one vote, and each
+    outweighs all later ones.
     """
-    votes = 1 + 0.5 ** torch.arange(2, 2 + labels.shape[1], dtype=torch.float64, device=labels.device)
+    votes = 1 + 0.5 ** torch.arange(
+        2, 2 + labels.shape[1], dtype=torch.float64, device=labels.device
+    )
     return (F.one_hot(labels, classes) * votes[:, None]).sum(1).argmax(1)
 
 
 def nearest_neighbours(
-    bank: Float[Tensor, "bank d"], labels: Int[Tensor, "bank"], queries: Float[Tensor, "n d"], neighbours: int = 5
+    bank: Float[Tensor, "bank d"],
+    labels: Int[Tensor, "bank"],
+    queries: Float[Tensor, "n d"],
+    neighbours: int = 5,
 ) -> Int[Tensor, "n"]:
-    """The class of each query by majority among its Euclidean nearest neighbours in the bank; ties as in first_smallest and majority.
+    """Class of each query by majority of its Euclidean nearest neighbours in the bank; ties as in
+    first_smallest and majority.
 
     Raises:
-        ValueError: Fewer than `neighbours` in the bank, unequal numbers of features and labels, or features that are not finite.
+        ValueError: A bank smaller than `neighbours`, unequal numbers of features and labels, or
+            features that are not finite.
     """
     if len(bank) != len(labels) or len(bank) < neighbours:
         raise ValueError(
-            f"Found {len(bank)} images and {len(labels)} labels in the bank, wanted as many, and at least {neighbours} neighbours."
+            f"Found {len(bank)} images and {len(labels)} labels in the bank, expected equal "
+            f"numbers of at least {neighbours} neighbours."
         )
     if not (bank.isfinite().all() and queries.isfinite().all()):
-        raise ValueError("Found features that are not finite, wanted numbers: the model has diverged, evaluate an earlier checkpoint.")
-    labels, centre = labels.to(bank.device, torch.int64), bank.mean(0)  # distances from the centre lose fewer digits
+        raise ValueError(
+            "Features are not finite: the model has diverged. Evaluate an earlier checkpoint."
+        )
+    labels, centre = labels.to(bank.device, torch.int64), bank.mean(0)  # centred for precision
     classes, bank = 1 + int(labels.max()), bank - centre
     return torch.cat(
         [
@@ -153,9 +181,10 @@ def nearest_neighbours(
 
 
 def depths(probes: Int[Tensor, "layers n"], final: Int[Tensor, "n"]) -> Int[Tensor, "n"]:
-    """Index of the earliest layer from which all later probes agree with the final prediction (Baldock et al., section 2).
+    """Index of the first layer from which on all probes agree with the final prediction (Baldock et
+    al., section 2).
 
-    0 is the first probed layer; the number of layers means that not even the last one agrees.
+    The number of layers if the last probe does not agree.
     """
     agreeing = (probes == final).flip(0).cumprod(0).sum(0)
     return len(probes) - agreeing
@@ -168,14 +197,16 @@ def prediction_depth(
     layers: Sequence[str] | None = None,
     config: DepthConfig = DepthConfig(),
 ) -> DepthResult:
-    """Accuracy of the neighbour probe at each layer, and each query's depth. The model is not changed.
+    """Accuracy of each layer's neighbour probe, and the depth of each query. Leaves the model
+    unchanged.
+
+    "average" pooling runs the network once over all images; "flatten" once per layer, to save
+    memory.
 
     Args:
         bank: Training images and labels.
-        queries: Test images and labels, none of them in the bank: an image is its own nearest neighbour.
-        layers: Module names in the order of the forward pass; default_layers(model) if not given.
-
-    "average" runs the network once over all images; "flatten" once per layer, since only one layer's outputs fit into memory.
+        queries: Test images and labels, none of them in the bank.
+        layers: Module names in the order of the forward pass; None for default_layers(model).
 
     Raises:
         ValueError: As default_layers, layer_features and nearest_neighbours.
@@ -184,8 +215,17 @@ def prediction_depth(
     groups = [layers] if config.pooling == "average" else [(name,) for name in layers]
     rows: list[Tensor] = []
     for group in groups:
-        known, asked = (layer_features(model, images, group, config.pooling, config.batch) for images, _ in (bank, queries))
-        rows += [nearest_neighbours(known[name], bank[1], asked[name], config.neighbours) for name in group]
-    probes, final = torch.stack(rows).cpu(), predict(model, queries[0], config.batch).argmax(1).cpu()
+        known, queried = (
+            layer_features(model, images, group, config.pooling, config.batch)
+            for images, _ in (bank, queries)
+        )
+        rows += [
+            nearest_neighbours(known[name], bank[1], queried[name], config.neighbours)
+            for name in group
+        ]
+    probes, final = (
+        torch.stack(rows).cpu(),
+        predict(model, queries[0], config.batch).argmax(1).cpu(),
+    )
     correct = (probes == queries[1].cpu()).double().mean(1)
     return DepthResult(layers, tuple(correct.tolist()), probes, depths(probes, final))

@@ -1,4 +1,4 @@
-"""What every network of the trainer is: pixels, then features, then one linear layer named `fc`."""
+"""Base class of the networks: pixels, then features, then one linear layer named `fc`."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -12,9 +12,9 @@ from dreamsa.randomness import generator_for
 
 
 class Pixels(nn.Module):
-    """(pixels - mean) / std per channel, float32 whatever the input or autocast.
+    """(pixels - mean) / std per channel, always in float32.
 
-    mean and std are on the scale of [0, 1] and are buffers, so that a saved model knows what it was trained on.
+    mean and std are on the scale of [0, 1]; as buffers, they are saved with the model.
     """
 
     mean: Tensor
@@ -23,9 +23,12 @@ class Pixels(nn.Module):
     def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
         super().__init__()
         if len(mean) != len(std):
-            raise ValueError(f"mean and std should have one number per channel each, got {len(mean)} and {len(std)}.")
+            raise ValueError(
+                f"mean and std must have one number per channel each, got {len(mean)} and "
+                f"{len(std)}."
+            )
         if min(std) <= 0:
-            raise ValueError(f"std should be above 0 in every channel, got {tuple(std)}.")
+            raise ValueError(f"std must be above 0 in every channel, got {tuple(std)}.")
         self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32))
         self.register_buffer("std", torch.tensor(std, dtype=torch.float32))
 
@@ -33,19 +36,23 @@ class Pixels(nn.Module):
         """Images uint8 in [0, 255] or floating point in [0, 1].
 
         Raises:
-            ValueError: Another dtype, or another number of channels than mean and std have.
+            ValueError: Another dtype or number of channels.
         """
         if images.shape[1] != len(self.mean):
-            raise ValueError(f"This network takes images of {len(self.mean)} channel(s), got {images.shape[1]}.")
+            raise ValueError(
+                f"This network takes images of {len(self.mean)} channel(s), got {images.shape[1]}."
+            )
         if images.dtype == torch.uint8:
             return (images - 255 * self.mean.view(-1, 1, 1)) / (255 * self.std.view(-1, 1, 1))
         if not images.is_floating_point():
-            raise ValueError(f"Images should be uint8 in [0, 255] or floating point in [0, 1], got {images.dtype}.")
+            raise ValueError(
+                f"Images must be uint8 in [0, 255] or floating point in [0, 1], got {images.dtype}."
+            )
         return (images.float() - self.mean.view(-1, 1, 1)) / self.std.view(-1, 1, 1)
 
 
 class Dropout(nn.Module):
-    """nn.Dropout with a generator of its own, see `seed_dropout_`; until that is called, the global one."""
+    """nn.Dropout with its own generator, set by `seed_dropout_`; before, it uses the global one."""
 
     def __init__(self, p: float) -> None:
         super().__init__()
@@ -63,14 +70,14 @@ class Dropout(nn.Module):
 
 
 class Classifier(nn.Module, ABC):
-    """A network for images of one size or several; its children and parameters are defined in the order of the forward pass.
+    """A network whose children and parameters are defined in the order of the forward pass.
 
-    A threshold between layers ("everything before layer3") is therefore a cut in `named_parameters()`.
+    A threshold such as "before layer3" is therefore a cut in `named_parameters()`.
     """
 
     fc: nn.Linear
-    smallest: ClassVar[int] = 1
-    """The least height and width in pixels that leaves the last layer something to look at."""
+    min_size: ClassVar[int] = 1
+    """Min height and width in pixels."""
 
     def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
         super().__init__()
@@ -78,27 +85,30 @@ class Classifier(nn.Module, ABC):
 
     @abstractmethod
     def features(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b d"]:
-        """What `fc` sees, from normalised pixels."""
+        """Inputs of `fc`, from normalised pixels."""
 
     def forward(self, images: Shaped[Tensor, "b c h w"]) -> Float[Tensor, "b classes"]:
         """Logits of images: uint8 in [0, 255] or floating point in [0, 1].
 
         Raises:
-            ValueError: Images smaller than `smallest`, of another number of channels, or of an integer type other than uint8.
+            ValueError: Images smaller than `min_size`, another number of channels, or an integer
+                type other than uint8.
         """
         height, width = images.shape[-2:]
-        if min(height, width) < self.smallest:
+        if min(height, width) < self.min_size:
             raise ValueError(
-                f"{type(self).__name__} needs images of at least {self.smallest} x {self.smallest} pixels, got {height} x {width}. "
-                "Resize them or take a smaller network."
+                f"{type(self).__name__} needs images of at least {self.min_size} x "
+                f"{self.min_size} pixels, got {height} x {width}. "
+                "Resize them or use a smaller network."
             )
         return self.fc(self.features(self.pixels(images)))
 
 
 def seed_dropout_(model: nn.Module, seed: int, step: int) -> None:
-    """Give every Dropout of `model` its own generator for this step, so that a resumed run drops what an unbroken one drops.
+    """Give every Dropout of `model` its own generator for this step, so that a resumed run repeats
+    an unbroken one.
 
-    Call it once per optimizer step, before the first forward pass; the passes of one step draw one after the other.
+    Call it once per optimizer step, before the first forward pass.
     """
     for name, module in model.named_modules():
         if isinstance(module, Dropout):
@@ -107,24 +117,31 @@ def seed_dropout_(model: nn.Module, seed: int, step: int) -> None:
 
 
 def load_weights_(model: Classifier, weights: Mapping[str, Tensor]) -> None:
-    """Copy a checkpoint's parameters and buffers into a network of the same kind.
+    """Copy a checkpoint's parameters and buffers into a network.
 
     Raises:
-        ValueError: They are another network's.
+        ValueError: They belong to another network.
     """
     own = model.state_dict()
-    strange = sorted(own.keys() ^ weights.keys()) or [name for name in own if own[name].shape != weights[name].shape]
-    if strange:
-        found, wanted = (tuple(part[strange[0]].shape) if strange[0] in part else "absent" for part in (weights, own))
+    different = sorted(own.keys() ^ weights.keys()) or [
+        name for name in own if own[name].shape != weights[name].shape
+    ]
+    if different:
+        found, expected = (
+            tuple(part[different[0]].shape) if different[0] in part else "absent"
+            for part in (weights, own)
+        )
         raise ValueError(
-            f"The checkpoint is another network's: {strange[0]} is {found} in it and {wanted} in this {type(model).__name__}, and "
-            f"{len(strange) - 1} more differ. Use the model and the classes it was trained with."
+            f"The checkpoint belongs to another network: {different[0]} is {found} in it and "
+            f"{expected} in this {type(model).__name__}, and "
+            f"{len(different) - 1} more differ. Use the model and classes of its training."
         )
     model.load_state_dict(weights)
 
 
 def init_convolutions_(model: nn.Module, mode: Literal["fan_in", "fan_out"]) -> None:
-    """N(0, 2 / fan) for the weight of every convolution (He et al., arXiv:1502.01852), fan of the given mode; zero for its bias."""
+    """N(0, 2 / fan) for the weight of every convolution (He et al., arXiv:1502.01852), fan of the
+    given mode; zero for its bias."""
     for module in model.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, mode=mode, nonlinearity="relu")

@@ -1,7 +1,8 @@
 """MobileNetV2 (arXiv:1801.04381).
 
-Our own: transformers' MobileNetV2 gives its batch norms momentum 0.997, which in torch's convention makes the running statistics those
-of the last batch, so it suits loaded weights and not training. Its weights fit ours, which the tests use.
+Not transformers' MobileNetV2, whose batch norms have momentum 0.997: in torch's convention, running
+statistics of the last batch only, which suits loaded weights but not training. Its weights are
+compatible, which the tests use.
 """
 
 from collections.abc import Sequence
@@ -13,40 +14,57 @@ from torch import Tensor, nn
 from train_cls.models.classifier import Classifier, Dropout, init_convolutions_
 
 # expansion, channels, blocks, stride of the first block: Table 2 of the paper
-STAGES = ((1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1))
+STAGES = (
+    (1, 16, 1, 1),
+    (6, 24, 2, 2),
+    (6, 32, 3, 2),
+    (6, 64, 4, 2),
+    (6, 96, 3, 1),
+    (6, 160, 3, 2),
+    (6, 320, 1, 1),
+)
 
 
-def convolution(inputs: int, outputs: int, size: int, stride: int = 1, groups: int = 1) -> nn.Conv2d:
+def convolution(
+    inputs: int, outputs: int, size: int, stride: int = 1, groups: int = 1
+) -> nn.Conv2d:
     return nn.Conv2d(inputs, outputs, size, stride, padding=size // 2, groups=groups, bias=False)
 
 
 class InvertedResidual(nn.Module):
-    """Widen by 1 x 1 (unless `expansion` is 1), filter each channel by 3 x 3, narrow by 1 x 1; add the input where shapes allow."""
+    """1 x 1 expansion (unless `expansion` is 1), 3 x 3 depthwise, 1 x 1 projection; adds the input
+    if shapes match."""
 
     def __init__(self, inputs: int, outputs: int, expansion: int, stride: int) -> None:
         super().__init__()
         width = expansion * inputs
-        self.widens, self.adds = expansion > 1, stride == 1 and inputs == outputs
-        if self.widens:
+        self.expands, self.adds = expansion > 1, stride == 1 and inputs == outputs
+        if self.expands:
             self.conv1, self.bn1 = convolution(inputs, width, 1), nn.BatchNorm2d(width)
-        self.conv2, self.bn2 = convolution(width, width, 3, stride, groups=width), nn.BatchNorm2d(width)
+        self.conv2, self.bn2 = (
+            convolution(width, width, 3, stride, groups=width),
+            nn.BatchNorm2d(width),
+        )
         self.conv3, self.bn3 = convolution(width, outputs, 1), nn.BatchNorm2d(outputs)
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b d h2 w2"]:
-        y = F.relu6(self.bn1(self.conv1(x))) if self.widens else x
+        y = F.relu6(self.bn1(self.conv1(x))) if self.expands else x
         y = F.relu6(self.bn2(self.conv2(y)))
         y = self.bn3(self.conv3(y))
         return x + y if self.adds else y
 
 
 class MobileNetV2(Classifier):
-    """Width 1.0, stride 32 in all, dropout 0.2 before `fc`.
+    """Width 1.0, total stride 32, dropout 0.2 before `fc`.
 
-    The paper names no initialisation; this is torchvision's: N(0, 2 / fan_out) for convolutions, with a depthwise one's fan counted as
-    if it were dense, N(0, 0.01^2) for the weight of `fc` and 0 for its bias.
+    The paper gives no initialisation; this is torchvision's: N(0, 2 / fan_out) for convolutions,
+    where a depthwise one has the fan of a dense one, N(0, 0.01^2) for the weight of `fc` and 0 for
+    its bias.
     """
 
-    def __init__(self, classes: int, channels: int, mean: Sequence[float], std: Sequence[float]) -> None:
+    def __init__(
+        self, classes: int, channels: int, mean: Sequence[float], std: Sequence[float]
+    ) -> None:
         super().__init__(mean, std)
         self.conv1, self.bn1 = convolution(channels, 32, 3, 2), nn.BatchNorm2d(32)
         inputs = 32

@@ -11,7 +11,7 @@ from train_cls.models.classifier import Classifier, Dropout, init_convolutions_
 
 
 def convolutions(inputs: int, *widths: int) -> list[nn.Module]:
-    """3 x 3 convolutions with bias, a ReLU after each, then max-pooling by 2."""
+    """3 x 3 convolutions with bias, each followed by ReLU, then 2 x 2 max-pooling."""
     layers: list[nn.Module] = []
     for a, b in pairwise((inputs, *widths)):
         layers += [nn.Conv2d(a, b, 3, padding=1), nn.ReLU()]
@@ -19,16 +19,20 @@ def convolutions(inputs: int, *widths: int) -> list[nn.Module]:
 
 
 class VGG16(Classifier):
-    """13 convolutions without batch norm and 3 linear layers of 512, 512 and `classes` (arXiv:1409.1556).
+    """13 convolutions without batch norm and 3 linear layers of 512, 512 and `classes`
+    (arXiv:1409.1556).
 
-    The form for 32 x 32 pixels of the SWA paper's code (arXiv:1803.05407), which the landscape modification thesis used: dropout
-    before both hidden linear layers, convolutions from N(0, 2 / fan_out), linear layers as torch makes them. Larger images are
-    averaged over positions before the linear layers.
+    For 32 x 32 pixels, as in the SWA paper's code (arXiv:1803.05407), which the landscape
+    modification thesis uses: dropout before both hidden linear layers, convolutions from N(0, 2 /
+    fan_out), torch's default for linear layers. Features of larger images are averaged over
+    positions.
     """
 
-    smallest = 32
+    min_size = 32
 
-    def __init__(self, classes: int, channels: int, mean: Sequence[float], std: Sequence[float]) -> None:
+    def __init__(
+        self, classes: int, channels: int, mean: Sequence[float], std: Sequence[float]
+    ) -> None:
         super().__init__(mean, std)
         self.layer1 = nn.Sequential(*convolutions(channels, 64, 64))
         self.layer2 = nn.Sequential(*convolutions(64, 128, 128))
@@ -49,15 +53,18 @@ class VGG16(Classifier):
 
 
 class NN2(Classifier):
-    """6 convolutions, batch norm after each of 3 max-poolings, 3 linear layers of 1024, 512 and `classes`.
+    """6 convolutions, batch norm after each of 3 max-poolings, 3 linear layers of 1024, 512 and
+    `classes`.
 
-    The small network of the landscape modification thesis (Todea 2022, section 3.3.1), initialised as torch makes the layers. Made for
-    32 x 32 pixels; the map of any other size is averaged to 4 x 4 before the linear layers.
+    The small network of the landscape modification thesis (Todea 2022, section 3.3.1), with torch's
+    default initialisation. For 32 x 32 pixels; features of other sizes are pooled to 4 x 4.
     """
 
-    smallest = 8
+    min_size = 8
 
-    def __init__(self, classes: int, channels: int, mean: Sequence[float], std: Sequence[float]) -> None:
+    def __init__(
+        self, classes: int, channels: int, mean: Sequence[float], std: Sequence[float]
+    ) -> None:
         super().__init__(mean, std)
         self.layer1 = nn.Sequential(*convolutions(channels, 32, 64), nn.BatchNorm2d(64))
         self.layer2 = nn.Sequential(*convolutions(64, 128, 128), nn.BatchNorm2d(128))

@@ -1,9 +1,10 @@
 """Residual networks: ResNet (arXiv:1512.03385) and its pre-activation form (arXiv:1603.05027).
 
-Our own, because a layer threshold needs what transformers' ResNetForImageClassification does not have: stages `layer1` to `layer4`
-as children of the classifier, each block's shortcut defined inside the block after its convolutions, and the small-image stem.
-Its weights fit ours, which the tests use. Counting convolutions without the shortcuts, `layer3` is L = 23 of ResNet-50 and
-L = 10 of ResNet-18, and `layer4` is L = 14 of ResNet-18.
+A layer threshold needs features that transformers' ResNetForImageClassification lacks: stages
+`layer1` to `layer4` as children of the classifier, each block's shortcut defined after its
+convolutions, and a stem for small images. Its weights are compatible, which the tests use. Counting
+convolutions without shortcuts, `layer3` is L = 23 in ResNet-50 and L = 10 in ResNet-18, and
+`layer4` is L = 14 in ResNet-18.
 """
 
 from collections.abc import Callable, Sequence
@@ -16,17 +17,18 @@ from train_cls.models.classifier import Classifier, init_convolutions_
 
 
 def convolution(inputs: int, outputs: int, size: int, stride: int = 1) -> nn.Conv2d:
-    """size x size without bias; padded so that stride 1 keeps the size."""
+    """size x size without bias, padded so that stride 1 keeps the size."""
     return nn.Conv2d(inputs, outputs, size, stride, padding=size // 2, bias=False)
 
 
-def pooled(x: Float[Tensor, "b d h w"]) -> Float[Tensor, "b d"]:
+def pool(x: Float[Tensor, "b d h w"]) -> Float[Tensor, "b d"]:
     """The mean over all positions."""
     return F.adaptive_avg_pool2d(x, 1).flatten(1)
 
 
 class PadShortcut(nn.Module):
-    """Every stride-th position, zeros for the new channels: the shortcut without parameters (arXiv:1512.03385, option A)."""
+    """Shortcut without parameters: strided positions, zeros for new channels (arXiv:1512.03385,
+    option A)."""
 
     def __init__(self, inputs: int, outputs: int, stride: int) -> None:
         super().__init__()
@@ -56,7 +58,8 @@ class BasicBlock(nn.Module):
 
 
 class Bottleneck(nn.Module):
-    """The stride sits in the 3 x 3 convolution, as in torchvision and SEAL's code; the paper has it in the first 1 x 1."""
+    """The 3 x 3 convolution has the stride, as in torchvision and SEAL's code; in the paper, the
+    first 1 x 1 has it."""
 
     expansion = 4
 
@@ -108,14 +111,20 @@ Shortcut = Callable[[int, int, int], nn.Module]
 
 
 def add_stages_(
-    model: nn.Module, block: Block, inputs: int, widths: Sequence[int], depths: Sequence[int], shortcut: Shortcut
+    model: nn.Module,
+    block: Block,
+    inputs: int,
+    widths: Sequence[int],
+    depths: Sequence[int],
+    shortcut: Shortcut,
 ) -> tuple[list[str], int]:
-    """Add children layer1, layer2, ...: `depths[i]` blocks of `widths[i]`, from the second stage on with stride 2.
+    """Add children layer1, layer2, ...: `depths[i]` blocks of `widths[i]`, with stride 2 from the
+    second stage on.
 
-    The first block of a stage gets `shortcut(inputs, outputs, stride)` where it changes the shape, every other block the identity.
+    Blocks that change the shape get `shortcut(inputs, outputs, stride)`, all others the identity.
 
     Returns:
-        The names of the stages, and the channels that the last one gives.
+        The names of the stages, and the output channels of the last one.
     """
     names = []
     for i, (width, depth) in enumerate(zip(widths, depths, strict=True)):
@@ -123,8 +132,12 @@ def add_stages_(
         for j in range(depth):
             stride = 2 if i > 0 and j == 0 else 1
             outputs = block.expansion * width
-            around = nn.Identity() if stride == 1 and inputs == outputs else shortcut(inputs, outputs, stride)
-            blocks.append(block(inputs, width, stride, around))
+            skip = (
+                nn.Identity()
+                if stride == 1 and inputs == outputs
+                else shortcut(inputs, outputs, stride)
+            )
+            blocks.append(block(inputs, width, stride, skip))
             inputs = outputs
         names.append(f"layer{i + 1}")
         model.add_module(names[-1], nn.Sequential(*blocks))
@@ -134,7 +147,8 @@ def add_stages_(
 class ResNet(Classifier):
     """Convolution, batch norm, stages, mean over positions, one linear layer (arXiv:1512.03385).
 
-    Initialised as in SEAL's code: N(0, 2 / fan_in) for every convolution and for the weight of `fc`.
+    Initialised as in SEAL's code: N(0, 2 / fan_in) for every convolution and for the weight of
+    `fc`.
     """
 
     def __init__(
@@ -149,9 +163,14 @@ class ResNet(Classifier):
         large_stem: bool = False,
         shortcut: Shortcut = projection,
     ) -> None:
-        """large_stem: 7 x 7 with stride 2, then max-pooling with stride 2, made for 224 x 224 pixels; otherwise 3 x 3."""
+        """large_stem: 7 x 7 with stride 2, then max-pooling with stride 2, for 224 x 224 pixels;
+        otherwise 3 x 3."""
         super().__init__(mean, std)
-        self.conv1 = convolution(channels, widths[0], 7, 2) if large_stem else convolution(channels, widths[0], 3)
+        self.conv1 = (
+            convolution(channels, widths[0], 7, 2)
+            if large_stem
+            else convolution(channels, widths[0], 3)
+        )
         self.bn1 = nn.BatchNorm2d(widths[0])
         self.pool = nn.MaxPool2d(3, 2, 1) if large_stem else nn.Identity()
         self.stages, outputs = add_stages_(self, block, widths[0], widths, depths, shortcut)
@@ -163,14 +182,16 @@ class ResNet(Classifier):
         x = self.pool(F.relu(self.bn1(self.conv1(x))))
         for name in self.stages:
             x = self.get_submodule(name)(x)
-        return pooled(x)
+        return pool(x)
 
 
 class PreResNet(Classifier):
-    """Convolution, stages of pre-activation blocks, batch norm, mean over positions, one linear layer (arXiv:1603.05027).
+    """Convolution, stages of pre-activation blocks, batch norm, mean over positions, one linear
+    layer (arXiv:1603.05027).
 
-    As in the SWA paper's code (arXiv:1803.05407): shortcuts are 1 x 1 convolutions without batch norm, taken from the block's
-    input before its activation; convolutions start from N(0, 2 / fan_out).
+    As in the SWA paper's code (arXiv:1803.05407): shortcuts are 1 x 1 convolutions without batch
+    norm of the block's input before its activation; convolutions are initialised from N(0, 2 /
+    fan_out).
     """
 
     def __init__(
@@ -186,7 +207,12 @@ class PreResNet(Classifier):
         super().__init__(mean, std)
         self.conv1 = convolution(channels, widths[0], 3)
         self.stages, outputs = add_stages_(
-            self, block, widths[0], widths, depths, lambda inputs, outputs, stride: convolution(inputs, outputs, 1, stride)
+            self,
+            block,
+            widths[0],
+            widths,
+            depths,
+            lambda inputs, outputs, stride: convolution(inputs, outputs, 1, stride),
         )
         self.bn = nn.BatchNorm2d(outputs)
         self.fc = nn.Linear(outputs, classes)
@@ -196,4 +222,4 @@ class PreResNet(Classifier):
         x = self.conv1(x)
         for name in self.stages:
             x = self.get_submodule(name)(x)
-        return pooled(F.relu(self.bn(x)))
+        return pool(F.relu(self.bn(x)))

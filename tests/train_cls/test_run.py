@@ -1,0 +1,154 @@
+"""Runs on disk: resuming, checkpoints, metrics and the paths they save."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tiny_model import SMALL
+
+from dreamsa import checkpoint
+from dreamsa.settings import from_tree, to_tree, with_overrides
+from train_cls import api
+from train_cls.config import TrainConfig
+from train_cls.data import load_splits
+from train_cls.run import continue_run, new_run, rows
+from train_cls.train import new_training, train
+
+QUICK = replace(SMALL, model="preresnet-tiny", generations=2)
+
+
+def last_weights(run: Path) -> torch.Tensor:
+    newest = checkpoint.latest(run / "checkpoints")
+    assert newest is not None
+    return torch.cat(
+        [w.double().flatten() for w in checkpoint.load(newest).tensors["model"].values()]
+    )
+
+
+def test_the_generations_of_a_run_form_an_ensemble(tmp_path):
+    config = replace(SMALL, method="distancing")
+    list(api.train(config, tmp_path / "run"))
+    assert len(list((tmp_path / "run" / "generations").iterdir())) == 3
+    facts = api.evaluate(tmp_path / "run")
+    assert {"validation", "test", "ensemble of generations"} <= facts.keys()
+    assert 0 <= facts["ensemble of generations"]["mean disagreement"] <= 1
+    each = {
+        str(row["generation"]): row["test accuracy"]
+        for row in rows(tmp_path / "run")
+        if row["epoch"] % config.epochs == 0
+    }
+    assert facts["test accuracy of generation"] == pytest.approx(each)
+    lines = (tmp_path / "run" / "metrics.csv").read_text().splitlines()
+    assert len(lines) == 7 and "test accuracy" in lines[0]
+
+
+def test_a_run_is_never_overwritten_and_resumes_from_its_files(tmp_path):
+    whole = list(api.train(SMALL, tmp_path / "whole"))
+    with pytest.raises(ValueError, match="never overwritten"):
+        api.train(SMALL, tmp_path / "whole")
+    new_run(tmp_path / "part", SMALL)
+    for result in continue_run(tmp_path / "part"):
+        if result.epoch == 2:
+            break
+    rest = list(api.resume(tmp_path / "part"))
+    assert rest[0].epoch == 3 and rest[-1].scores == whole[-1].scores
+    assert [r["epoch"] for r in rows(tmp_path / "part")] == [1, 2, 3, 4, 5, 6]
+    ends = [
+        checkpoint.load(checkpoint.latest(tmp_path / n / "checkpoints")).tensors["model"]
+        for n in ("whole", "part")
+    ]
+    assert all(torch.equal(ends[0][k], ends[1][k]) for k in ends[0])
+
+
+def train_until(run: Path, epoch: int) -> None:
+    for result in continue_run(run):
+        if result.epoch == epoch:
+            break
+
+
+def test_a_run_resumes_from_another_working_directory(tmp_path, monkeypatch):
+    splits = load_splits("digits", SMALL.splits)
+    arrays = {}
+    for name, part in (("train", splits.train), ("test", splits.test)):
+        arrays |= {f"{name}_images": part.images.numpy(), f"{name}_labels": part.labels.numpy()}
+    (tmp_path / "one").mkdir()
+    (tmp_path / "two").mkdir()
+    np.savez(tmp_path / "one" / "set.npz", **arrays)
+    monkeypatch.chdir(tmp_path / "one")
+    config = replace(QUICK, data="set.npz", splits=replace(SMALL.splits, validation=0, per_class=0))
+    new_run(Path("run"), config)
+    train_until(Path("run"), 2)
+    monkeypatch.chdir(tmp_path / "two")
+    assert [result.epoch for result in api.resume(tmp_path / "one" / "run")] == [3, 4]
+    saved = from_tree(TrainConfig, json.loads((tmp_path / "one/run/config.json").read_text()))
+    assert saved.data == str(tmp_path / "one" / "set.npz")
+
+
+def test_a_damaged_checkpoint_is_skipped_and_then_replaced(tmp_path):
+    list(api.train(QUICK, tmp_path / "whole"))
+    new_run(tmp_path / "part", QUICK)
+    train_until(tmp_path / "part", 4)
+    newest = checkpoint.latest(tmp_path / "part" / "checkpoints")
+    assert newest is not None
+    for name in ("checkpoints", "generations"):
+        path = tmp_path / "part" / name / newest.name / "model.safetensors"
+        path.write_bytes(path.read_bytes()[:-1] + b"?")
+    with pytest.warns(UserWarning, match="Using the checkpoint before it"):
+        assert [result.epoch for result in api.resume(tmp_path / "part")] == [3, 4]
+    assert checkpoint.damage(newest) is None
+    assert checkpoint.damage(tmp_path / "part" / "generations" / newest.name) is None
+    assert torch.equal(last_weights(tmp_path / "whole"), last_weights(tmp_path / "part"))
+
+
+def test_a_run_with_only_damaged_checkpoints_is_refused(tmp_path):
+    new_run(tmp_path / "run", QUICK)
+    train_until(tmp_path / "run", 2)
+    for path in (tmp_path / "run" / "checkpoints").iterdir():
+        (path / "state.json").unlink()
+    with pytest.warns(UserWarning), pytest.raises(ValueError, match="no complete checkpoint"):
+        api.resume(tmp_path / "run")
+
+
+def test_a_checkpoint_of_an_older_version_resumes_exactly(tmp_path):
+    """It counts steps only, its groups hold the scheduled rate, and no rule schedules it."""
+    config = replace(QUICK, method="seal", epochs=4)
+    splits = load_splits(config.data, config.splits)
+    whole, part, resumed = (new_training(config, splits.train) for _ in range(3))
+    list(train(whole, splits))
+    for result in train(part, splits):
+        if result.epoch == 5:
+            break
+    part.annealer._ended = {2}
+    tensors, state = checkpoint.load(part.save(tmp_path / "new"))
+    state["step"] = state.pop("batches")
+    state["annealer"]["ended"] = [1]
+    for group in state["optimizer"]["groups"]:
+        group["lr"] = 0.001
+    checkpoint.save(tmp_path / "old", tensors, state)
+    resumed.load(tmp_path / "old")
+    assert resumed.annealer._ended == {2} and resumed.step == resumed.batches == part.batches
+    rest = list(train(resumed, splits))
+    assert rest[0].lr == whole.config.lr * whole.schedule(part.step + whole.setup.steps - 1)
+    expected, found = whole.model.state_dict(), resumed.model.state_dict()
+    assert all(torch.equal(expected[name], found[name]) for name in expected)
+
+
+def test_resume_hints_quote_paths(tmp_path):
+    run = tmp_path / "my run"
+    new_run(run, QUICK)
+    for function in (lambda: api.evaluate(run), lambda: new_run(run, QUICK)):
+        with pytest.raises(ValueError, match=f"train-cls resume '{run}'"):
+            function()
+    assert to_tree(QUICK) == json.loads((run / "config.json").read_text())
+
+
+def test_a_run_with_other_classes_than_its_weights_is_refused(tmp_path):
+    config = replace(QUICK, epochs=1, generations=1)
+    list(api.train(config, tmp_path / "run"))
+    changed = with_overrides(config, {"splits.only_classes": "0-4"})
+    (tmp_path / "run" / "config.json").write_text(json.dumps(to_tree(changed)))
+    with pytest.raises(ValueError, match=r"fc\.weight is \(10, 64\) in it and \(5, 64\)"):
+        api.evaluate(tmp_path / "run")

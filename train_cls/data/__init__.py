@@ -1,0 +1,31 @@
+"""Images in memory as uint8: data sets and their splits, batches and augmentation.
+
+splits = load_splits("digits", DataConfig(per_class=20, validation=500))
+for positions in batch_order(len(splits.train), 32, epoch, seed):
+    rng = generator_for(seed, step, "augment")
+    images = augment(splits.train.images[positions], rng, flip=False, pad=1)
+"""
+
+from train_cls.config import DataConfig
+from train_cls.data.batches import augment, batch_order, channel_stats
+from train_cls.data.splits import (
+    Dataset,
+    Splits,
+    choose_classes,
+    count_training_images,
+    load_splits,
+    stratified,
+)
+
+__all__ = [
+    "DataConfig",
+    "Dataset",
+    "Splits",
+    "augment",
+    "batch_order",
+    "channel_stats",
+    "choose_classes",
+    "count_training_images",
+    "load_splits",
+    "stratified",
+]

@@ -1,0 +1,224 @@
+"""Training, validation and test images of a data set: load them, choose classes, images per class
+and held-out images."""
+
+import difflib
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Bool, Int64, UInt8
+from torch import Tensor
+
+from dreamsa.randomness import generator_for
+from train_cls.config import DataConfig
+from train_cls.data.arrays import Pool, Source, abbreviate
+from train_cls.data.sources import open_source
+
+
+@dataclass(frozen=True, eq=False)
+class Dataset:
+    images: UInt8[Tensor, "n c h w"]
+    labels: Int64[Tensor, " n"]
+    """Indices into `classes`."""
+    classes: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def to(self, device: torch.device | str) -> "Dataset":
+        return Dataset(self.images.to(device), self.labels.to(device), self.classes)
+
+    def select(self, index: Int64[Tensor, " k"] | Bool[Tensor, " n"]) -> "Dataset":
+        """The images at these positions, or where a mask is True; the classes stay the same."""
+        return Dataset(self.images[index], self.labels[index], self.classes)
+
+
+class Splits(NamedTuple):
+    train: Dataset
+    validation: Dataset
+    """May be empty."""
+    test: Dataset
+
+
+def load_splits(source: str | Path, config: DataConfig | None = None) -> Splits:
+    """Load the splits of "digits", a folder, a .zip or an .npz file (see `train_cls.data.sources`).
+
+    The choice of images is a function of the seed and the file names. The training images of a
+    class for a smaller `per_class` are a subset of those for a larger one, and do not depend on the
+    other classes; neither do the validation images. Only chosen image files are decoded.
+
+    Raises:
+        ValueError: One sentence: what was found, what was expected, what to do.
+    """
+    config = config or DataConfig()
+    try:
+        with open_source(source, config.size) as found:
+            kept = choose_classes(found.classes, config.only_classes)
+            if len(kept) < 2:
+                raise ValueError(
+                    f"{source} has only the class {found.classes[kept[0]]} left. A classifier "
+                    "needs at least two."
+                )
+            classes = tuple(found.classes[i] for i in kept)
+            members = [positions_of(found.train, label) for label in kept]
+            train, validation = choose_images(members, classes, config)
+            dataset = take(found.train, train, kept, classes)
+            if len(validation):
+                held_out = take(found.train, validation, kept, classes)
+            elif found.validation is not None:
+                held_out = take(
+                    found.validation, positions_of_all(found.validation, kept), kept, classes
+                )
+            else:
+                held_out = dataset.select(validation)
+            test = take(
+                found.test, choose_test_images(found, kept, config.test_per_class), kept, classes
+            )
+            splits = Splits(dataset, held_out, test)
+    except OSError as error:
+        raise ValueError(
+            f"{source} cannot be read: {error}. Check that it exists and is readable."
+        ) from error
+    for name, split in splits._asdict().items():
+        if len(split) == 0 and name != "validation":
+            raise ValueError(
+                f"{source}: the {name} split has no image of {abbreviate(classes)}. Choose other "
+                "classes."
+            )
+        if split.images.shape[1:] != dataset.images.shape[1:]:
+            found_size, size = (" x ".join(map(str, d.images.shape[2:])) for d in (split, dataset))
+            raise ValueError(
+                f"{source}: {name} images are {found_size} pixels, train images {size}. Set size "
+                "to resize them."
+            )
+    return splits
+
+
+def count_training_images(source: str | Path, config: DataConfig) -> int:
+    """Number of training images that `load_splits` gives without a validation split; decodes none.
+
+    Raises:
+        ValueError: As load_splits.
+    """
+    with open_source(source, config.size) as found:
+        kept = choose_classes(found.classes, config.only_classes)
+        return config.per_class * len(kept) or len(positions_of_all(found.train, kept))
+
+
+def choose_classes(classes: Sequence[str], wanted: str) -> list[int]:
+    """Positions of the classes in `wanted` (see DataConfig.only_classes), ascending.
+
+    Names take precedence over positions: for digits, "3" is the digit 3 in any order of the
+    classes.
+
+    Raises:
+        ValueError: An entry that is neither (suggests the nearest name), or a descending range.
+    """
+    if not wanted.strip():
+        return list(range(len(classes)))
+    positions = {name: i for i, name in enumerate(classes)}
+
+    def position(entry: str) -> int:
+        if entry in positions:
+            return positions[entry]
+        if entry.isascii() and entry.isdigit() and int(entry) < len(classes):
+            return int(entry)
+        near = difflib.get_close_matches(entry, classes, n=1)
+        raise ValueError(
+            f"only_classes: {entry!r} is neither a class nor a position below {len(classes)}. "
+            + (f"Did you mean {near[0]!r}?" if near else f"The classes are {abbreviate(classes)}.")
+        )
+
+    kept: set[int] = set()
+    for entry in (part.strip() for part in wanted.split(",")):
+        match = None if entry in positions else re.fullmatch(r"(\d+)\s*-\s*(\d+)", entry)
+        first, last = (position(match[1]), position(match[2])) if match else (position(entry),) * 2
+        if first > last:
+            raise ValueError(
+                f"only_classes: the range {entry!r} is descending. Write the smaller number first."
+            )
+        kept.update(range(first, last + 1))
+    return sorted(kept)
+
+
+def choose_images(
+    members: Sequence[Int64[Tensor, " _"]], classes: Sequence[str], config: DataConfig
+) -> tuple[Int64[Tensor, " train"], Int64[Tensor, " validation"]]:
+    """Positions of the training and the validation images, ascending; `members` are the positions
+    of each class.
+
+    Each class is shuffled on its own: training images are the first ones, validation images the
+    last.
+    """
+    held_out = stratified([len(positions) for positions in members], config.validation)
+    train, validation = [], []
+    for name, positions, held in zip(classes, members, held_out, strict=True):
+        count = config.per_class or len(positions) - held
+        if count < 1 or count + held > len(positions):
+            raise ValueError(
+                f"Class {name} has {len(positions)} training images, but {max(count, 1)} are "
+                f"needed for training and {held} for "
+                "validation. Lower per_class or validation."
+            )
+        order = torch.randperm(
+            len(positions), generator=generator_for(config.seed, 0, f"images of class {name}")
+        )
+        train.append(positions[order[:count]])
+        validation.append(positions[order[len(order) - held :]])
+    return torch.cat(train).sort().values, torch.cat(validation).sort().values
+
+
+def choose_test_images(found: Source, kept: Sequence[int], per_class: int) -> Int64[Tensor, " k"]:
+    """Positions of the test images of the kept classes, ascending; at most `per_class` of each
+    class unless it is 0."""
+    chosen = []
+    for label in kept:
+        positions = positions_of(found.test, label)
+        order = torch.randperm(
+            len(positions),
+            generator=generator_for(0, 0, f"test images of class {found.classes[label]}"),
+        )
+        chosen.append(positions[order[: per_class or len(positions)]])
+    return torch.cat(chosen).sort().values
+
+
+def stratified(sizes: Sequence[int], total: int) -> list[int]:
+    """Divide `total` in proportion to `sizes`, rounded by the largest remainder (the first one on a
+    tie).
+
+    Raises:
+        ValueError: `total` exceeds the sum of `sizes`.
+    """
+    everything = sum(sizes)
+    if total > everything:
+        raise ValueError(
+            f"validation={total} is more than the {everything} training images. Lower it."
+        )
+    parts = [total * size // everything for size in sizes]
+    by_remainder = sorted(range(len(sizes)), key=lambda i: -(total * sizes[i] % everything))
+    for i in by_remainder[: total - sum(parts)]:
+        parts[i] += 1
+    return parts
+
+
+def positions_of(pool: Pool, label: int) -> Int64[Tensor, " k"]:
+    return (pool.labels == label).nonzero().flatten()
+
+
+def positions_of_all(pool: Pool, kept: Sequence[int]) -> Int64[Tensor, " k"]:
+    """Positions of every image of the kept classes."""
+    return torch.isin(pool.labels, torch.tensor(kept)).nonzero().flatten()
+
+
+def take(
+    pool: Pool, positions: Int64[Tensor, " k"], kept: Sequence[int], classes: tuple[str, ...]
+) -> Dataset:
+    """Read the images at these positions; labels become indices into the kept classes."""
+    return Dataset(
+        pool.read(positions),
+        torch.searchsorted(torch.tensor(kept), pool.labels[positions]),
+        classes,
+    )
