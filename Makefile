@@ -13,7 +13,7 @@ $(VENV)/installed: pyproject.toml constraints.txt
 	touch $@
 
 demo: $(VENV)/installed
-	OMP_WAIT_POLICY=passive $(BIN)/python -m dreamsa.demo --runs $(RUNS)
+	$(BIN)/dreamsa demo --runs $(RUNS)
 
 test: $(VENV)/installed lint
 	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest
