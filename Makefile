@@ -16,7 +16,7 @@ demo: $(VENV)/installed
 	$(BIN)/dreamsa demo --runs $(RUNS)
 
 test: $(VENV)/installed lint
-	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest
+	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 test-gpu: $(VENV)/installed
 	$(BIN)/python -m pytest -m gpu

@@ -32,7 +32,8 @@ CHECKED = [
 CHECKER = "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))"  # int is a float
 install_import_hook(CHECKED, CHECKER)
 
-torch.set_num_threads(min(2, os.cpu_count() or 1))
+parallel = "PYTEST_XDIST_WORKER" in os.environ
+torch.set_num_threads(1 if parallel else min(2, os.cpu_count() or 1))
 warnings.filterwarnings("ignore", message=".*torchvision.*")
 
 
