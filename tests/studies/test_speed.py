@@ -1,5 +1,6 @@
 """Timings: their parts and the baseline that they compare with."""
 
+import pytest
 import torch
 
 from dreamsa.config import HashGridConfig
@@ -43,6 +44,7 @@ def test_the_parts_of_a_step_are_timed_with_the_given_settings():
     assert all(value > 0 for value in times)
 
 
+@pytest.mark.slow
 def test_two_runs_are_timed_at_the_same_time():
     found = bench_side_by_side(3, SMALL)
     assert found["alone, ms"] > 0
