@@ -55,7 +55,7 @@ benchmark = App(
 app.command(benchmark)
 
 ENVIRONMENT = {
-    "OMP_WAIT_POLICY": "passive",  # spinning threads make runs side by side six times slower
+    "OMP_WAIT_POLICY": "passive",  # spinning threads slow down runs side by side
     "TRANSFORMERS_VERBOSITY": "error",
     "DIFFUSERS_VERBOSITY": "error",
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",

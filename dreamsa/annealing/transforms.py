@@ -144,9 +144,12 @@ class LandscapeModification(StepTransform):
 
     f: Callable[[Tensor], Tensor] = lambda excess: excess
     eps: float | Schedule = 1.0
+    relative: bool = False
+    """Multiply by eps, which leaves the gradient unchanged at the running minimum (eq. 2.8)."""
 
     def apply_(self, at: StepContext) -> None:
-        _multiply_(at.gradients, 1.0 / (self.f(at.excess()) + _value(self.eps, at)))
+        eps = _value(self.eps, at)
+        _multiply_(at.gradients, (eps if self.relative else 1.0) / (self.f(at.excess()) + eps))
 
 
 @dataclass(frozen=True)
@@ -160,17 +163,21 @@ class GradientNoise(StepTransform):
 
     temperature: Schedule
     kinetic: bool = False
+    f: Callable[[Tensor], Tensor] | None = None
+    """State-dependent noise (eq. 2.7): the temperature becomes f((U - c)+) + T."""
     seed: int = 0
 
     def settings(self, group: Group, at: StepContext) -> dict[str, float]:
         return {"momentum": self._momentum(group, at)} if self.kinetic else {}
 
     def apply_(self, at: StepContext) -> None:
+        heat = self.temperature(at.step)
+        level = heat if self.f is None else heat + self.f(at.excess())
         for number, group in enumerate(at.groups):
             if group["lr"] <= 0:
                 continue
             momentum = self._momentum(group, at) if self.kinetic else group.get("momentum", 0.0)
-            strength = (2 * (1 - momentum) / group["lr"]) ** 0.5 * self.temperature(at.step) ** 0.5
+            strength = (2 * (1 - momentum) / group["lr"]) ** 0.5 * level**0.5
             for i, p in enumerate(group["params"]):
                 if p.grad is not None:
                     stream = f"gradient noise {group.get('name', number)} {i}"

@@ -589,3 +589,24 @@ def test_a_users_own_rule():
     x = nn.Parameter(torch.ones(1))
     update(annealed([x], Rule(Window(0, 1), Halve()), lr=1.0).optimizer, x.sum())
     assert x.item() == 0.5
+
+
+def test_state_dependent_noise_grows_with_the_excess_and_relative_modification_keeps_the_minimum():
+    """Todea, eq. 2.7: temperature T + f((U - c)+); eq. 2.8: at the minimum nothing changes."""
+
+    def applied(transform, loss):
+        p = torch.nn.Parameter(torch.zeros(4))
+        p.grad = torch.ones(4)
+        groups = [{"lr": 0.1, "params": [p]}]
+        at = StepContext(groups, 0, 0.1, torch.tensor(loss), None, torch.tensor(1.0))
+        with torch.no_grad():
+            transform.apply_(at)
+        return p.grad
+
+    noise = [applied(GradientNoise(lambda step, t=t: t), 1.0) - 1 for t in (1.0, 4.0)]
+    state = applied(GradientNoise(lambda step: 1.0, f=lambda excess: excess), 4.0) - 1
+    torch.testing.assert_close(noise[1], 2 * noise[0])
+    torch.testing.assert_close(state, noise[1])  # the excess of 3 makes the temperature 4
+    modified = LandscapeModification(eps=0.5, relative=True)
+    torch.testing.assert_close(applied(modified, 1.0), torch.ones(4))
+    torch.testing.assert_close(applied(modified, 2.0), torch.full((4,), 0.5 / 1.5))
