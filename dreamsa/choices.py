@@ -17,6 +17,15 @@ Format = Literal["glb", "obj", "ply", "stl"]
 FORMATS: tuple[Format, ...] = get_args(Format)
 ColourMode = Literal["texture", "vertex"]
 
+Role = Literal["positive", "negative", "null", "opposite", "degraded", "front", "side"]
+"""What a noise prediction is conditioned on: the prompt from this view, the negative prompt, no
+text, the prompt from the opposite view, that of a bad render, those from the front and the side."""
+
+MethodName = Literal["sds", "rescaled", "csd", "nfsd", "ism", "sdi", "consistent", "bridge"]
+"""Methods of score distillation: functions of `dreamsa.distill.methods`."""
+Schedule = Literal["uniform", "linear", "hifa", "dreamtime"]
+"""How timesteps are chosen over a run."""
+
 View = Literal["front", "side", "back", "overhead"]
 VIEWS: tuple[View, ...] = get_args(View)
 

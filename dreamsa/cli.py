@@ -76,7 +76,9 @@ Quiet = Annotated[
 Set = Annotated[
     list[str] | None,
     Parameter(
-        name="--set", negative="", help="Change a setting: --set sds.guidance_scale=30. Repeatable."
+        name="--set",
+        negative="",
+        help="Change a setting: --set distill.guidance_scale=30. Repeatable.",
     ),
 ]
 Seed = Annotated[
@@ -96,6 +98,7 @@ JudgeName = Annotated[
 Arms = Annotated[
     str, Parameter(help="all, or names with commas: plain,ascent,interpolate. See docs/edits.md.")
 ]
+Methods = Annotated[str, Parameter(help="all, or names with commas: sds,pairs.")]
 Seeds = Annotated[int, Parameter(help="Number of seeds.")]
 Workers = Annotated[int | None, Parameter(help="Processes. Default: one per core.")]
 Hours = Annotated[
@@ -409,6 +412,55 @@ def benchmark_edits(
     _print_lines(run_benchmark(chosen, workers=workers, stop=stop), stop)
 
 
+@benchmark.command(name="distillation")
+def benchmark_distillation(
+    out: Path,
+    *,
+    methods: Methods = "all",
+    objects: Annotated[
+        str | None,
+        Parameter(help="Objects in natural colours: all, none, or rabbit,car. Default: twelve."),
+    ] = None,
+    colours: Annotated[
+        str | None, Parameter(help='none, or "purple rabbit,red car". Default: twelve.')
+    ] = None,
+    seeds: Seeds = 3,
+    steps: Steps = None,
+    latents: Annotated[
+        bool,
+        Parameter(
+            negative="", help="Optimize one latent per view instead, without a NeRF: minutes."
+        ),
+    ] = False,
+    judge: JudgeName = None,
+    workers: Workers = None,
+    hours: Hours = None,
+    quick: Annotated[
+        bool,
+        Parameter(negative="", help="The same program in a minute; its numbers are meaningless."),
+    ] = False,
+    set_: Set = None,
+) -> None:
+    """Generate toybox objects by several methods of score distillation, measure them against the
+    true objects, and write one report that opens from disk.
+
+    Finished trials are not run again: run it in pieces with --hours 2 until it exits with 0.
+
+    Example: dreamsa benchmark distillation runs/distillation --methods sds,pairs --hours 2
+    """
+    from dreamsa.studies.distillation import benchmark_distillation as run_benchmark
+    from dreamsa.studies.distillation import new_benchmark
+    from dreamsa.studies.latents import STEPS, benchmark_latents
+
+    stop = _StopAfter(hours)
+    steps = STEPS if latents and steps is None else steps
+    chosen = new_benchmark(
+        out, methods, objects, colours, seeds, steps, judge, _overrides(set_), quick
+    )
+    run = benchmark_latents if latents else run_benchmark
+    _print_lines(run(chosen, workers=workers, stop=stop), stop)
+
+
 @benchmark.command(name="speed")
 def benchmark_speed(*, steps: int = 30, set_: Set = None, json: Json = False) -> None:
     """Time one step of score distillation and its parts, two runs side by side, and the hash grid.
@@ -531,8 +583,11 @@ def train(
     stage: Stage = "all",
     steps: int | None = None,
     pictures: int = 20_000,
+    batch: int | None = None,
     seed: int = 0,
     device: str = "auto",
+    workers: int = 1,
+    compile_unet: Annotated[bool, Parameter(name="--compile")] = False,
     start: Path | None = None,
 ) -> None:
     """Train the embedded models from scratch, or continue where an earlier call stopped.
@@ -547,13 +602,22 @@ def train(
         Optimizer steps of the stage; default: the recipe's.
     pictures
         Number of training images.
+    batch
+        Images per step; default: the recipe's.
+    workers
+        Processes that render the training images; they do not depend on it.
+    compile_unet
+        Compile the UNet first: a quarter faster on CPUs; needs a C++ compiler.
     start
         A folder with a finished toybox-sd and toybox-clip, such as assets: keep its autoencoder,
         train the rest further.
     """
-    from dreamsa.toybox.recipe import train_toybox
+    from dreamsa.device import resolve_device
+    from dreamsa.toybox.recipe import TrainingOptions, train_toybox
 
-    for line in train_toybox(folder, stage, steps, pictures, seed, device, start):
+    where = resolve_device(device)
+    options = TrainingOptions(steps, batch, seed, where, compile_unet, workers)
+    for line in train_toybox(folder, stage, pictures, options, start):
         print(line, flush=True)
 
 
@@ -567,12 +631,12 @@ def evaluate_toybox(
     sheet: Path | None = None,
     json: Json = False,
 ) -> None:
-    """Let the judge name the text-to-image model's own images: object, colour and view.
+    """Let the judge name the text-to-image model's own images: object, colour, view and azimuth.
 
     Parameters
     ----------
     per_object
-        Images per object; colours and views are drawn at random.
+        Images per object and per held-out pair: azimuths all around, a fourth from overhead.
     sheet
         Also write the images as one PNG.
     """

@@ -7,11 +7,21 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from dreamsa.choices import ASCENT_SCALE, DEFAULT_ESCAPE, ESCAPES, BackendName, Moments
+from dreamsa.choices import (
+    ASCENT_SCALE,
+    DEFAULT_ESCAPE,
+    ESCAPES,
+    BackendName,
+    MethodName,
+    Moments,
+    Schedule,
+)
 from dreamsa.settings import from_tree, settings, to_tree
 
 TOYBOX = "toybox"
 """Name of the embedded models."""
+TOYBOX_WORDING = "{prompt}, {view} view, azimuth {azimuth}, elevation {elevation}"
+"""The wording that the embedded model was trained on."""
 
 Activation = Literal["softplus", "exp"]
 Shading = Literal["albedo", "lambertian", "textureless"]
@@ -89,6 +99,9 @@ class FieldConfig:
     surface in fewer steps, for fitting photographs."""
     view_dependent: bool = False
     """Colours that depend on the viewing direction, for fitting photographs."""
+    sharpness: float = Field(default=1.0, ge=1, le=1000)
+    """Factor on the density at the end of a run. It grows geometrically between 20 and 80 % of the
+    run, so that surfaces harden after the shape has formed; 1 is off."""
 
     def __post_init__(self) -> None:
         if self.blob_radius > 2 * self.radius:
@@ -115,10 +128,15 @@ class CameraConfig:
     """Standard deviation added to the up vector."""
     batch: int = Field(default=1, ge=1, le=64)
     """Views per step, over all processes."""
+    opposite_pairs: bool = False
+    """The second half of the views of a step looks from the opposite azimuths (MV-SDI); needs an
+    even batch."""
     resolution: int = Field(default=64, ge=8, le=1024)
     """Side of the square render, pixels."""
 
     def __post_init__(self) -> None:
+        if self.opposite_pairs and self.batch % 2:
+            raise ValueError(f"camera.opposite_pairs needs an even camera.batch, got {self.batch}.")
         limits = {"elevation_deg": 90, "azimuth_deg": 360, "distance": 100, "focal": 100}
         for name, limit in limits.items():
             low, high = getattr(self, name)
@@ -151,12 +169,19 @@ class RenderConfig:
         return 2 * radius * 3**0.5 / self.samples
 
 
-@settings("sds")
-class SDSConfig:
-    """Score distillation sampling (DreamFusion, arXiv:2209.14988)."""
+@settings("distill")
+class DistillConfig:
+    """Score distillation: which gradient, at which noise levels (`dreamsa.distill`)."""
 
+    method: MethodName = "sds"
+    """sds (DreamFusion, arXiv:2209.14988), rescaled (MVDream), csd, nfsd, ism (LucidDreamer), sdi,
+    consistent (FSD and CFD) or bridge: see `dreamsa.distill.methods`."""
     guidance_scale: float = Field(default=100.0, ge=0, le=1000)
     """Classifier-free guidance; 1 is the conditional model."""
+    schedule: Schedule = "uniform"
+    """uniform: random timesteps between min_timestep and max_timestep. The others fall from
+    max_timestep's first value to its second: linear; hifa, with the square root of the progress
+    (arXiv:2305.18766); dreamtime, slowly where the noise shapes objects (arXiv:2306.12422)."""
     min_timestep: tuple[Fraction, Fraction] = (0.02, 0.02)
     """Smallest timestep as a fraction of the schedule, at the first step and from `anneal_until`
     on."""
@@ -166,13 +191,44 @@ class SDSConfig:
     """Fraction of the run over which both change linearly."""
     max_grad_norm: float = Field(default=0.0, ge=0)
     """Clip the latent gradient of each view to this norm; 0 is off."""
+    view_contrast: float = Field(default=0.0, ge=0, le=1000)
+    """Weight of the difference between the predictions for a view and for the opposite one, which
+    is added to the guided prediction until `view_contrast_until`; 0 is off. One more UNet pass."""
+    view_contrast_until: Fraction = 0.5
+    """Fraction of the run."""
+    rescale: Fraction = 0.5
+    """rescaled: how far the guided image takes the conditional one's standard deviation."""
+    interval: tuple[Fraction, Fraction] = (0.1, 0.05)
+    """ism: distance between its two timesteps at the first and the last step, as a fraction of the
+    schedule."""
+    inversion_steps: int = Field(default=4, ge=1, le=100)
+    """ism, sdi: steps of the DDIM inversion."""
+    inversion_scale: float = Field(default=-7.5, ge=-1000, le=1000)
+    """sdi: guidance scale of the inversion."""
+    inversion_noise: Fraction = 0.3
+    """sdi: standard deviation of the fresh part of the inverted noise."""
+    refresh: tuple[Rate, Rate] = (1e-2, 1e-4)
+    """consistent: how much of the noise is replaced per step, at the first and the last step."""
+    bridge_from: Fraction = 0.8
+    """bridge: fraction of the run after which it replaces sds."""
+    bridge_words: str = (
+        ", oversaturated, smooth, pixelated, cartoon, foggy, hazy, blurry, bad structure, noisy"
+    )
+    """bridge: what the prompt of a bad render says."""
 
     def __post_init__(self) -> None:
         for low, high in zip(self.min_timestep, self.max_timestep, strict=True):
             if low >= high:
                 raise ValueError(
-                    f"sds.min_timestep must be below sds.max_timestep, got {low} and {high}."
+                    f"distill.min_timestep must be below distill.max_timestep, got {low} and "
+                    f"{high}."
                 )
+        first, last = self.max_timestep
+        if self.schedule != "uniform" and first <= last:
+            raise ValueError(
+                f"distill.max_timestep must fall for distill.schedule = {self.schedule}, got "
+                f"{first} and {last}."
+            )
 
 
 @settings("views")
@@ -185,15 +241,21 @@ class ViewConfig:
     """The front sector is azimuth 0 plus or minus this; the back sector lies opposite, equally
     wide."""
     wording: str = "{prompt}, {view} view"
-    """Must contain {prompt}; {view} becomes front, side, back or overhead."""
+    """Must contain {prompt}. {view} becomes front, side, back or overhead; {azimuth} 000 to 345 and
+    {elevation} -90 to +90, in steps of 15 degrees, between which embeddings are interpolated."""
     interpolate: bool = False
-    """Interpolate neighbouring views' embeddings by angle instead of switching between them."""
+    """Interpolate the four views' embeddings by angle instead of switching between them."""
     perpendicular: float = Field(default=0.0, ge=0, le=100)
     """Strength of Perp-Neg against the other views (arXiv:2304.04968 uses 2); 0 is off."""
 
     def __post_init__(self) -> None:
         if "{prompt}" not in self.wording:
             raise ValueError(f"views.wording must contain {{prompt}}, got {self.wording!r}.")
+
+    @property
+    def names_angles(self) -> bool:
+        """Whether the texts differ by angle, not only by view."""
+        return "{azimuth}" in self.wording or "{elevation}" in self.wording
 
 
 @settings("loss")
@@ -206,6 +268,12 @@ class LossConfig:
     """Of the binary entropy of opacity, growing linearly over the run: rays should hit or miss."""
     orientation: float = Field(default=0.0, ge=0, le=1e6)
     """Of the Ref-NeRF orientation loss: visible normals should face the camera."""
+    depth_variance: float = Field(default=0.0, ge=0, le=1e6)
+    """Of the variance of the depth along rays that hit, growing linearly over the first half of the
+    run (z-variance of HiFA, arXiv:2305.18766): a ray should end at one surface."""
+    smoothness: float = Field(default=0.0, ge=0, le=1e6)
+    """Of the total variation of the colours inside the object, growing linearly over the run:
+    surfaces should have no specks."""
 
 
 @settings("optimizer")
@@ -291,7 +359,7 @@ class RunConfig:
     field: FieldConfig = Field(default_factory=FieldConfig)
     camera: CameraConfig = Field(default_factory=CameraConfig)
     render: RenderConfig = Field(default_factory=RenderConfig)
-    sds: SDSConfig = Field(default_factory=SDSConfig)
+    distill: DistillConfig = Field(default_factory=DistillConfig)
     views: ViewConfig = Field(default_factory=ViewConfig)
     loss: LossConfig = Field(default_factory=LossConfig)
     optimizer: OptimizerConfig = Field(default_factory=OptimizerConfig)
@@ -352,8 +420,8 @@ def read_config(path: Path) -> RunConfig:
 
 
 def _upgraded(tree: Any) -> Any:
-    """Translate a configuration of schema 1: renamed settings, and escapes that had names in place
-    of numbers."""
+    """Translate a configuration of schemas 1 and 2: renamed settings and sections, and escapes that
+    had names in place of numbers."""
     if not isinstance(tree, dict):
         return tree
     tree = {**tree}
@@ -364,6 +432,8 @@ def _upgraded(tree: Any) -> Any:
         part = tree.get(section)
         if isinstance(part, dict) and old in part:
             tree[section] = {(new if key == old else key): value for key, value in part.items()}
+    if "sds" in tree and "distill" not in tree:
+        tree["distill"] = tree.pop("sds")
     edit = tree.get("edit")
     if isinstance(edit, dict) and "escape" in edit:
         tree["edit"] = _upgraded_edit(edit)

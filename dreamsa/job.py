@@ -209,7 +209,8 @@ def _train(
     if newest is not None:
         training.load(newest)
     score = StableDiffusion.shared(config.model, device)
-    prompt = ViewPrompt(score, config.prompt, config.negative_prompt, config.views)
+    degraded = config.distill.bridge_words
+    prompt = ViewPrompt(score, config.prompt, config.negative_prompt, config.views, degraded)
     recorder = _Recorder(run, training, origin, processes.is_first)
     try:
         for result in train(training, score, prompt, processes):

@@ -4,6 +4,7 @@ from dreamsa.choices import PRESETS, PresetName
 from dreamsa.config import (
     TOYBOX,
     CameraConfig,
+    DistillConfig,
     FieldConfig,
     HashGridConfig,
     LossConfig,
@@ -11,7 +12,6 @@ from dreamsa.config import (
     OptimizerConfig,
     RenderConfig,
     RunConfig,
-    SDSConfig,
     ViewConfig,
 )
 
@@ -47,14 +47,20 @@ def preset(name: PresetName, prompt: str) -> RunConfig:
             steps=1200,
             field=FieldConfig(radius=0.6, blob_radius=0.4),
             camera=CameraConfig((-10, 90), (0, 360), (1.4, 1.7), (0.95, 1.2), 0.02, 0.02, batch=1),
-            sds=SDSConfig(guidance_scale=25.0, max_timestep=(0.98, 0.6)),
+            distill=DistillConfig(guidance_scale=25.0, max_timestep=(0.98, 0.6)),
             loss=LossConfig(entropy=30.0),
             optimizer=OptimizerConfig(decay=0.1),
         )
     large = FieldConfig(grid=HashGridConfig(levels=16, log2_size=19, finest=4096), width=64)
     model = ModelConfig(KNOWN_MODELS[0])
     if name == "paper":
-        return RunConfig(prompt, steps=20_000, model=model, field=large, sds=SDSConfig(100.0))
+        return RunConfig(
+            prompt,
+            steps=20_000,
+            model=model,
+            field=large,
+            distill=DistillConfig(guidance_scale=100.0),
+        )
     if name == "sd":
         return RunConfig(
             prompt,
@@ -63,7 +69,7 @@ def preset(name: PresetName, prompt: str) -> RunConfig:
             field=large,
             camera=CameraConfig((-10, 60), (0, 360), (1.5, 2.0), (0.7, 1.35), batch=1),
             render=RenderConfig(samples=512),
-            sds=SDSConfig(100.0, max_timestep=(0.98, 0.5), anneal_until=0.6),
+            distill=DistillConfig(guidance_scale=100.0, max_timestep=(0.98, 0.5), anneal_until=0.6),
             views=ViewConfig(interpolate=True, overhead_deg=50),
             loss=LossConfig(opacity=1.0, orientation=10.0),
         )

@@ -27,8 +27,8 @@ from dreamsa.config import RunConfig, read_config, to_json
 from dreamsa.files import FILE_MODE, write_atomic, write_json
 from dreamsa.version import __version__
 
-SCHEMA = 2
-READABLE_SCHEMAS = (1, 2)
+SCHEMA = 3
+READABLE_SCHEMAS = (1, 2, 3)
 """Schema 1 named the escape of an edit; `config.from_json` translates it."""
 RUNS_VARIABLE = "DREAMSA_RUNS"
 DEFAULT_FOLDER = "runs"

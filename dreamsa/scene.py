@@ -92,6 +92,8 @@ class Scene(nn.Module):
         Raises:
             ValueError: The tensors do not fit the configuration, or are not finite.
         """
+        one = torch.ones((), device=self.field.sharpness.device)
+        tensors = {"field.sharpness": one, **tensors}  # scenes of earlier versions have none
         parameters = {name: value for name, value in tensors.items() if name != "occupancy"}
         found, wanted = (
             {(name, tuple(value.shape)) for name, value in values.items()}

@@ -23,7 +23,8 @@ def settings(section: str = "") -> Callable[[Class], Class]:
     names the setting, the value found and the values allowed.
 
     Args:
-        section: Name of the section in error messages, such as "sds" in "sds.guidance_scale".
+        section: Name of the section in error messages, such as "camera" in
+            "camera.batch".
     """
 
     def decorate(cls: Class) -> Class:
@@ -60,8 +61,8 @@ def to_tree(config: Any) -> dict[str, Any]:
 
 
 def with_overrides(config: Settings, overrides: Mapping[str, Any]) -> Settings:
-    """A copy with some settings changed by their dotted names: {"sds.guidance_scale": 30, "steps":
-    100}.
+    """A copy with some settings changed by their dotted names: {"distill.guidance_scale": 30,
+    "steps": 100}.
 
     Raises:
         ValueError: An unknown name (with the nearest ones), or a value that is not allowed.
@@ -81,7 +82,7 @@ def with_overrides(config: Settings, overrides: Mapping[str, Any]) -> Settings:
 
 
 def parse_setting(text: str) -> tuple[str, Any]:
-    """Split "sds.guidance_scale=30" into a name and a value: JSON where it can be read as such,
+    """Split "distill.guidance_scale=30" into a name and a value: JSON where it can be read as such,
     else text.
 
     Raises:
@@ -90,7 +91,7 @@ def parse_setting(text: str) -> tuple[str, Any]:
     name, equals, value = text.partition("=")
     if not equals:
         raise ValueError(
-            f"A setting is written name=value, e.g. sds.guidance_scale=30; got {text!r}."
+            f"A setting is written name=value, e.g. distill.guidance_scale=30; got {text!r}."
         )
     try:
         return name.strip(), json.loads(value)

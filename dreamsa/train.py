@@ -17,12 +17,14 @@ from torch import Tensor
 
 from dreamsa import checkpoint
 from dreamsa.annealing import Annealer, Rule, ScaleRate, Window
+from dreamsa.choices import Role
 from dreamsa.config import LossConfig, OptimizerConfig, RunConfig
 from dreamsa.device import Processes
-from dreamsa.distill.sds import clip_per_view, sds_loss, sds_weight
+from dreamsa.distill.methods import METHODS, Noised, clip_per_view, distillation_loss
+from dreamsa.distill.noise import consistent_noise, refreshed
 from dreamsa.distill.timesteps import sample_timesteps
 from dreamsa.editing import distillation_sign, learning_rate_factor, rules_for
-from dreamsa.guidance.noise import add_noise
+from dreamsa.guidance.noise import Latents, Timesteps
 from dreamsa.guidance.prompts import ViewPrompt
 from dreamsa.guidance.score_model import GuidanceFailed, ScoreModel
 from dreamsa.randomness import generator_for
@@ -70,6 +72,8 @@ class StepResult(NamedTuple):
     seconds: float
     skipped: bool
     """Whether the gradient was not finite; the step is then repeated with other random numbers."""
+    unet_calls: int = 2
+    """Noise predictions per view."""
 
 
 Objective = Callable[[RunConfig, int, Float[Tensor, ""], Image], Float[Tensor, ""]]
@@ -86,7 +90,18 @@ def regularizers(image: Image, config: LossConfig, progress: float) -> Float[Ten
         config.opacity * sparse
         + config.entropy * progress * entropy
         + config.orientation * image.orientation
+        + config.depth_variance * min(2 * progress, 1.0) * image.depth_variance
+        + (config.smoothness * progress * smoothness(image) if config.smoothness else 0)
     )
+
+
+def smoothness(image: Image) -> Float[Tensor, ""]:
+    """Anisotropic total variation of the colours inside the object: mean absolute difference of
+    neighbouring pixels that are both covered by more than half (Rudin, Osher and Fatemi 1992)."""
+    covered, rgb = (image.opacity > 0.5)[:, None], image.rgb
+    across = (rgb.diff(dim=-1).abs() * (covered[..., 1:] & covered[..., :-1])).mean()
+    down = (rgb.diff(dim=-2).abs() * (covered[..., 1:, :] & covered[..., :-1, :])).mean()
+    return across + down
 
 
 def objective(
@@ -182,7 +197,7 @@ def draw_views(config: RunConfig, step: int, timesteps: int, retry: int = 0) -> 
         torch.rand(b, size, size, generator=rng),
         random_grey(b, rng),
         torch.nn.functional.normalize(light, dim=-1),
-        sample_timesteps(config.sds, step, config.steps, b, rng, timesteps),
+        sample_timesteps(config.distill, step, config.steps, b, rng, timesteps),
     )
 
 
@@ -209,6 +224,59 @@ def displacement(
     }
 
 
+@torch.no_grad()
+def distill(
+    config: RunConfig,
+    step: int,
+    score: ScoreModel,
+    prompt: ViewPrompt,
+    drawn: Draw,
+    image: Image,
+    latents: Latents,
+    noise: Latents,
+) -> tuple[Latents, int]:
+    """The gradient of the configured method in the latents, and its noise predictions per view."""
+    azimuth, elevation = drawn.cameras.azimuth_deg, drawn.cameras.elevation_deg
+    condition, calls = prompt(azimuth, elevation), 0
+
+    def predict(noisy: Latents, timesteps: Timesteps, *roles: Role) -> tuple[Latents, ...]:
+        nonlocal calls
+        calls += len(roles)
+        return score.predict_noise(noisy, timesteps, condition.texts(roles))
+
+    if config.distill.method == "consistent":
+        opacity = torch.nn.functional.adaptive_avg_pool2d(image.opacity, latents.shape[-1])
+        age = refreshed(config.distill.refresh, step, config.steps)
+        channels = latents.shape[1]
+        noise = consistent_noise(config.seed, age, azimuth, elevation, opacity, channels)
+    repulsion = condition.repulsion
+    noised = Noised(
+        latents,
+        noise,
+        drawn.timesteps.to(latents.device),
+        predict,
+        score.alpha_bar,
+        step / config.steps,
+        None if repulsion is None else repulsion.to(latents.device),
+    )
+    grad = METHODS[config.distill.method](noised, config.distill)
+    return clip_per_view(grad, config.distill.max_grad_norm), calls
+
+
+def sharpened(config: RunConfig, step: int, sharpness: float) -> float:
+    """The factor on the density from `step` on, given the one before: geometric from whatever the
+    scene had at 20 % of the run to the configured one at 80 %.
+
+    An edit that moves its scene towards a random one, whose factor is 1, moves the factor too.
+    """
+    if step == 0 and config.edit is not None:
+        sharpness **= 1 - config.edit.eta
+    begin, end = round(0.2 * config.steps), round(0.8 * config.steps)
+    if step < begin:
+        return sharpness
+    return sharpness * (config.field.sharpness / sharpness) ** (1 / max(end - step, 1))
+
+
 def sds_step(
     training: Training, score: ScoreModel, prompt: ViewPrompt, processes: Processes = Processes()
 ) -> StepResult:
@@ -216,6 +284,9 @@ def sds_step(
     started, config, scene, step = time.monotonic(), training.config, training.scene, training.step
     retry, training.in_step = training.skipped_in_a_row, True
     training.annealer.begin()
+    if not retry:
+        sharpness = scene.field.sharpness
+        sharpness.fill_(sharpened(config, step, float(sharpness)))
     rebuild = step == 0 or training.annealer.edge
     if not retry and (rebuild or step % config.render.occupancy_every == 0):
         scene.refresh(config.seed, step, full=rebuild)
@@ -233,19 +304,14 @@ def sds_step(
         draw.jitter,
         draw.light,
         orientation=config.loss.orientation > 0,
+        depth_variance=config.loss.depth_variance > 0,
     )
     latents = score.encode(image.rgb)  # differentiable
-    with torch.no_grad():
-        alpha_bar = score.alpha_bar[draw.timesteps]
-        noise = draw_noise(config, step, latents.shape, retry)[ours].to(latents)
-        noisy = add_noise(latents, noise, alpha_bar)
-        condition = prompt(drawn.cameras.azimuth_deg, drawn.cameras.elevation_deg)
-        predicted = score.predict_noise(noisy, draw.timesteps, condition, config.sds.guidance_scale)
-        grad = sds_weight(alpha_bar).view(-1, 1, 1, 1) * (predicted - noise)  # DreamFusion, eq. 3
-        grad = clip_per_view(grad, config.sds.max_grad_norm)
+    noise = draw_noise(config, step, latents.shape, retry)[ours].to(latents)
+    grad, calls = distill(config, step, score, prompt, drawn, image, latents.detach(), noise)
     phase = training.annealer.phase
     loss = training.objective(
-        config, step, sds_loss(latents, distillation_sign(config, step) * grad), image
+        config, step, distillation_loss(latents, distillation_sign(config, step) * grad), image
     )
     training.optimizer.zero_grad()
     (loss / processes.count).backward()
@@ -258,13 +324,14 @@ def sds_step(
     training.skipped_in_a_row = 0 if finite else retry + 1
     training.in_step = False
 
-    dot = sds_loss(latents.detach(), grad)
+    dot = distillation_loss(latents.detach(), grad)
     numbers = torch.stack(
         [grad.norm(), dot, image.opacity.detach().mean()]
     ).tolist()  # one transfer for all three
     lr = config.optimizer.lr * learning_rate_factor(config)(step)
+    seconds = time.monotonic() - started
     return StepResult(
-        step, phase, *numbers, lr=lr, seconds=time.monotonic() - started, skipped=not finite
+        step, phase, *numbers, lr=lr, seconds=seconds, skipped=not finite, unet_calls=calls
     )
 
 

@@ -20,7 +20,7 @@ from dreamsa.config import EditConfig, from_json, read_config, to_json
 from dreamsa.guidance import stable_diffusion
 from dreamsa.outputs import load_scene
 from dreamsa.presets import preset
-from dreamsa.runs import RunError, find_run, list_runs
+from dreamsa.runs import SCHEMA, RunError, find_run, list_runs
 from dreamsa.settings import with_overrides
 
 
@@ -372,6 +372,21 @@ def test_a_control_of_a_comparison_is_not_resumed_by_itself(tmp_path):
         api.resume(control.run, runs=tmp_path)
 
 
+def test_a_bridge_runs_away_from_its_words(tmp_path, monkeypatch):
+    texts = []
+
+    def watched(config, device):
+        score = tiny_score()
+        embed = score.embed
+        score.embed = lambda words: texts.extend(words) or embed(words)
+        return score
+
+    monkeypatch.setattr(job.StableDiffusion, "load", watched)
+    config = with_overrides(tiny_config(), {"distill.method": "bridge"})
+    start(tmp_path, distill=replace(config.distill, bridge_words=", blurry")).wait()
+    assert any(text.startswith("a rabbit, blurry") for text in texts)
+
+
 def test_local_model_paths_are_saved_absolute(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     shutil.copytree(asset("toybox-sd"), tmp_path / "models" / "plain")
@@ -395,7 +410,7 @@ def test_examples_of_schema_1_open_and_can_be_edited(tmp_path, name):
     load_scene(run, "cpu")
     small = {"camera.resolution": 16, "render.samples": 24}
     child = api.edit(run, "a mug", steps=2, overrides=small, runs=tmp_path).wait()
-    assert child.record["schema"] == 2
+    assert child.record["schema"] == SCHEMA
 
 
 @pytest.mark.parametrize(
@@ -439,7 +454,12 @@ def test_the_paper_preset_is_the_thesis():
         (1.0, 1.5),
         (0.7, 1.35),
     )
-    assert (config.steps, config.sds.guidance_scale, camera.resolution, config.render.shading) == (
+    assert (
+        config.steps,
+        config.distill.guidance_scale,
+        camera.resolution,
+        config.render.shading,
+    ) == (
         20_000,
         100,
         64,

@@ -135,7 +135,7 @@ MISTAKES = [
         "steps must be greater than or equal to 1, got 0",
     ),
     (
-        ("generate", "a rabbit", "--set", "sds.guidance_scale=-1"),
+        ("generate", "a rabbit", "--set", "distill.guidance_scale=-1"),
         "guidance_scale must be greater than or equal to 0, got -1",
     ),
     (

@@ -67,10 +67,9 @@ def test_half_precision_guidance_points_where_single_precision_does():
         condition = ViewPrompt(score, config.prompt)(
             draw.cameras.azimuth_deg.to(device), draw.cameras.elevation_deg.to(device)
         )
-        latents = score.encode(image.to(device))
-        predicted.append(
-            score.predict_noise(latents, draw.timesteps.to(device), condition, 1.0).cpu().flatten()
-        )
+        latents, texts = score.encode(image.to(device)), condition.texts(("positive",))
+        (noise,) = score.predict_noise(latents, draw.timesteps.to(device), texts)
+        predicted.append(noise.cpu().flatten())
     assert torch.nn.functional.cosine_similarity(*predicted, dim=0) > 0.999
 
 

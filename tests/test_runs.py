@@ -77,7 +77,7 @@ def test_another_schema_names_the_version_that_wrote_it(tmp_path):
     run = make(tmp_path)
     (run.path / "run.json").write_text(json.dumps({**run.record, "schema": 99, "version": "9.9"}))
     with pytest.raises(
-        RunError, match=r"schema 99; this version reads 1 to 2. Open it with the dreamsa .*9\.9"
+        RunError, match=r"schema 99; this version reads 1 to 3. Open it with the dreamsa .*9\.9"
     ):
         find_run(run.id, tmp_path)
 

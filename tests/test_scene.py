@@ -59,5 +59,35 @@ def test_memory_of_a_view_does_not_grow_with_its_resolution(monkeypatch):
     assert image.samples > 4 * max(sizes)
 
 
+def test_a_scene_of_an_earlier_version_has_sharpness_one():
+    sharp, plain = small_scene(), small_scene()
+    sharp.field.sharpness.fill_(8.0)
+    sharp.restore({k: v for k, v in plain.tensors().items() if k != "field.sharpness"})
+    assert sharp.field.sharpness.item() == 1.0
+    found, expected = sharp.tensors(), plain.tensors()
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], expected[name]) for name in found)
+
+
+def test_sharpness_is_saved_with_the_scene_and_rendered_with_it():
+    """The opacity of a ray is 1 - exp(-sharpness * optical depth), its samples being the same."""
+    soft, sharp = small_scene(min_transmittance=0.0), small_scene(min_transmittance=0.0)
+    soft.refresh(0, 0, full=True)
+    soft.field.sharpness.fill_(0.1)
+    sharp.restore({**soft.tensors(), "field.sharpness": torch.tensor(0.3)})
+    points = torch.rand(30, 3) - 0.5
+    for density in (Scene.density, lambda scene, at: scene.query(at).density):
+        torch.testing.assert_close(density(sharp, points), 3 * density(soft, points))
+    clear, opaque = (1 - scene.view(orbit([20.0]), 16).opacity for scene in (soft, sharp))
+    assert clear.min() < 0.7
+    torch.testing.assert_close(opaque, clear**3, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("value", [torch.tensor(torch.nan), torch.ones(1)])
+def test_a_sharpness_that_is_none_is_refused(value):
+    with pytest.raises(ValueError, match="The scene's tensors"):
+        small_scene().restore({**small_scene().tensors(), "field.sharpness": value})
+
+
 def test_a_view_needs_no_gradient():
     assert not small_scene(background="learned").view(orbit([0.0]), 8).rgb.requires_grad

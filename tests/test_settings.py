@@ -6,13 +6,13 @@ import pytest
 from dreamsa.config import (
     CameraConfig,
     ControlConfig,
+    DistillConfig,
     EditConfig,
     FieldConfig,
     HashGridConfig,
     ModelConfig,
     RenderConfig,
     RunConfig,
-    SDSConfig,
     ViewConfig,
     from_json,
     to_json,
@@ -27,10 +27,19 @@ WRONG = [
     ("seed", -1, "seed must be greater than or equal to 0"),
     ("turntable", 3, "turntable must be 0 or at least 8 frames, got 3"),
     ("prompt", 3, "prompt must be a valid string"),
-    ("sds.guidance_scale", -3, "guidance_scale must be greater than or equal to 0, got -3"),
-    ("sds.guidance_scale", float("nan"), "guidance_scale must be a finite number"),
-    ("sds.max_timestep", [0.01, 0.01], "sds.min_timestep must be below sds.max_timestep"),
-    ("sds.max_timestep", [0.5], "sds.max_timestep"),
+    ("distill.guidance_scale", -3, "guidance_scale must be greater than or equal to 0, got -3"),
+    ("distill.guidance_scale", float("nan"), "guidance_scale must be a finite number"),
+    (
+        "distill.max_timestep",
+        [0.01, 0.01],
+        "distill.min_timestep must be below distill.max_timestep",
+    ),
+    ("distill.max_timestep", [0.5], "distill.max_timestep"),
+    ("distill.method", "vsd", "distill.method must be 'sds', 'rescaled', 'csd', 'nfsd', 'ism'"),
+    ("distill.schedule", "hifa", "distill.max_timestep must fall for distill.schedule = hifa"),
+    ("camera.opposite_pairs", True, "camera.opposite_pairs needs an even camera.batch, got 1"),
+    ("field.sharpness", 0.5, "field.sharpness must be greater than or equal to 1, got 0.5"),
+    ("loss.depth_variance", -1, "loss.depth_variance must be greater than or equal to 0"),
     ("camera.resolution", 4, "resolution must be greater than or equal to 8, got 4"),
     ("camera.elevation_deg", [90, -10], "camera.elevation_deg must be two ascending numbers"),
     (
@@ -51,15 +60,23 @@ WRONG = [
     ),
     ("loss.entropy", float("inf"), "loss.entropy must be a finite number"),
     ("optimizer.lr", 0, "optimizer.lr must be greater than 0"),
-    ("sds.guidance", 3, "There is no setting 'sds.guidance'. Did you mean sds.guidance_scale"),
-    ("guidance_scale", 3, "There is no setting 'guidance_scale'. Did you mean sds.guidance_scale"),
+    (
+        "distill.guidance",
+        3,
+        "There is no setting 'distill.guidance'. Did you mean distill.guidance_scale",
+    ),
+    (
+        "guidance_scale",
+        3,
+        "There is no setting 'guidance_scale'. Did you mean distill.guidance_scale",
+    ),
     ("edit.scale", 3, "There is no setting 'edit.scale'"),
 ]
 
 
 @pytest.mark.parametrize(("name", "value", "says"), WRONG)
 def test_a_wrong_setting_is_one_sentence_from_overrides_and_from_json(name, value, says):
-    config = preset("toybox", "a rabbit")
+    config = preset("paper", "a rabbit")
     tree = to_json(config)
     *path, last = name.split(".")
     node = tree
@@ -82,8 +99,8 @@ def test_a_wrong_setting_is_one_sentence_from_overrides_and_from_json(name, valu
         (lambda: RunConfig("x", steps=0), "steps must be"),
         (lambda: RunConfig(), "The setting prompt is missing"),
         (lambda: RunConfig("x", colour=1), "There is no setting 'colour'"),
-        (lambda: SDSConfig("high"), "sds.guidance_scale must be a valid number"),
-        (lambda: SDSConfig(guidance=1.0), "There is no setting 'sds.guidance'"),
+        (lambda: DistillConfig("sds", "high"), "distill.guidance_scale must be a valid number"),
+        (lambda: DistillConfig(guidance=1.0), "There is no setting 'distill.guidance'"),
         (lambda: CameraConfig(batch=0), "camera.batch must be"),
         (lambda: HashGridConfig(levels=99), "field.grid.levels must be"),
         (lambda: FieldConfig(backend="cuda"), "field.backend must be"),
@@ -117,6 +134,29 @@ def test_settings_are_validated_at_construction(make, says):
     assert says in str(error.value)
 
 
+def test_section_sds_of_schemas_1_and_2_is_translated():
+    sds = {"guidance_scale": 30.0, "max_timestep": [0.9, 0.5], "max_grad_norm": 2.0}
+    found = from_json({"prompt": "a rabbit", "sds": sds})
+    expected = DistillConfig(guidance_scale=30.0, max_timestep=(0.9, 0.5), max_grad_norm=2.0)
+    assert found == RunConfig("a rabbit", distill=expected)
+    assert "sds" not in to_json(found)
+
+
+@pytest.mark.parametrize(
+    ("tree", "says"),
+    [
+        ({"sds": {}, "distill": {}}, "There is no setting 'sds'"),
+        ({"sds": {"guidance": 1}}, "There is no setting 'distill.guidance'"),
+        ({"sds": 3}, "distill must be"),
+    ],
+)
+def test_section_sds_is_read_in_place_of_distill_only(tree, says):
+    with pytest.raises(ValueError) as error:
+        from_json({"prompt": "a rabbit", **tree})
+    assert says in str(error.value)
+    assert "\n" not in str(error.value)
+
+
 @pytest.mark.parametrize("tree", [None, 3, [], "x"])
 def test_a_configuration_is_an_object(tree):
     with pytest.raises(ValueError, match="must be an object"):
@@ -139,7 +179,7 @@ def test_every_setting_has_a_name_that_overrides_accept():
 
 
 def test_a_setting_is_read_as_json_where_it_can_be():
-    assert parse_setting("sds.max_timestep=[0.9, 0.5]") == ("sds.max_timestep", [0.9, 0.5])
+    assert parse_setting("distill.max_timestep=[0.9, 0.5]") == ("distill.max_timestep", [0.9, 0.5])
     assert parse_setting("device=cpu") == ("device", "cpu")
     assert parse_setting("views.wording={prompt}, {view}=x") == (
         "views.wording",

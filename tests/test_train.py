@@ -4,13 +4,18 @@ import signal
 import subprocess
 import sys
 from dataclasses import replace
+from typing import get_args
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from tiny import tiny_config, tiny_edit, tiny_move, tiny_score
 
 from dreamsa import train
-from dreamsa.config import EditConfig, LossConfig
+from dreamsa.choices import MethodName, Schedule
+from dreamsa.config import DistillConfig, EditConfig, LossConfig, ViewConfig
+from dreamsa.distill.methods import METHODS
+from dreamsa.distill.noise import consistent_noise, refreshed
 from dreamsa.editing import learning_rate_factor
 from dreamsa.guidance.prompts import ViewPrompt
 from dreamsa.guidance.score_model import GuidanceFailed
@@ -64,6 +69,127 @@ def test_resume_is_bit_identical(tmp_path, make, stop):
     assert_equal(tensors(whole), tensors(second))
 
 
+METHOD_CALLS = {
+    "sds": 2,
+    "rescaled": 2,
+    "csd": 3,
+    "nfsd": 3,
+    "ism": 2 + 1 + 2,
+    "sdi": 2 * 2 + 2,
+    "consistent": 2,
+    "bridge": 2,
+}
+"""Noise predictions of a step, for two steps of inversion."""
+
+
+def tiny_method(method="sds", schedule="uniform", **changes):
+    falls = {"max_timestep": (0.98, 0.1)} if schedule != "uniform" else {}
+    distillation = DistillConfig(method, 5.0, schedule, inversion_steps=2, **falls, **changes)
+    return tiny_config(steps=8, distill=distillation, negative_prompt="blurry")
+
+
+@pytest.mark.parametrize(
+    ("method", "schedule"),
+    [
+        *((method, "uniform") for method in get_args(MethodName)),
+        *((method, "hifa") for method in ("ism", "sdi", "consistent")),
+        *(("sds", schedule) for schedule in get_args(Schedule)[1:]),
+    ],
+)
+def test_every_method_and_schedule_trains_and_resumes_exactly(tmp_path, method, schedule):
+    """Past the point where `bridge` begins, too."""
+    config = tiny_method(method, schedule)
+    whole, first, second = (new_training(config) for _ in range(3))
+    results = steps(whole, 8)
+    assert all(r.unet_calls == METHOD_CALLS[method] and not r.skipped for r in results)
+    assert all(math.isfinite(r.grad_norm) and r.grad_norm > 0 for r in results[:6])
+    steps(first, 4)
+    second.load(first.save(tmp_path))
+    steps(second, 4)
+    assert_equal(tensors(whole), tensors(second))
+    assert all(bool(value.isfinite().all()) for value in tensors(whole).values())
+
+
+def test_view_contrast_ends_and_perp_neg_lasts():
+    config = tiny_method(view_contrast=2.0, view_contrast_until=0.5)
+    calls = [r.unet_calls for r in steps(new_training(config), 8)]
+    assert calls == [3] * 4 + [2] * 4
+    config = replace(config, views=ViewConfig(perpendicular=2.0))
+    training, score = new_training(config), tiny_score()
+    prompt = ViewPrompt(score, "a rabbit", config=config.views)
+    assert [sds_step(training, score, prompt).unet_calls for _ in range(8)] == [5] * 4 + [4] * 4
+
+
+def test_consistent_takes_the_noise_of_its_cameras(monkeypatch):
+    base = tiny_method("consistent", refresh=(0.3, 0.1))
+    field = replace(base.field, blob_density=100.0, blob_radius=0.6)
+    config = replace(base, field=field, camera=replace(base.camera, batch=2))
+    seen = []
+    monkeypatch.setitem(METHODS, "consistent", lambda at, _: seen.append(at) or at.noise)
+    steps(new_training(config), 3)
+    for step, at in enumerate(seen):
+        cameras, age = train.draw_views(config, step, 1000).cameras, refreshed((0.3, 0.1), step, 8)
+        angles = cameras.azimuth_deg, cameras.elevation_deg
+        noise = consistent_noise(config.seed, age, *angles, torch.ones(2, 16, 16), 3)
+        middle = (..., slice(6, 10), slice(6, 10))  # that the object covers
+        assert torch.equal(at.noise[middle], noise[middle])
+        assert not torch.isclose(at.noise[..., 0, 0], noise[..., 0, 0]).any()
+
+
+@pytest.mark.parametrize(("start", "final"), [(1, 20), (5, 20), (50, 20), (7, 1), (1, 1)])
+def test_sharpness_changes_geometrically_between_20_and_80_percent(start, final):
+    """To the configured value exactly, from any other."""
+    config = tiny_config(steps=100, field=replace(tiny_config().field, sharpness=final))
+    path = [torch.tensor(float(start))]
+    for step in range(100):
+        path.append(torch.tensor(train.sharpened(config, step, path[-1].item())))
+    found = torch.stack(path[1:])
+    assert (found[:20] == start).all() and (found[79:] == final).all()
+    growth = found[20:80].log().diff()
+    torch.testing.assert_close(growth, growth[:1].expand(59), atol=1e-6, rtol=1e-4)
+
+
+@pytest.mark.parametrize(("eta", "expected"), [(0.0, 16.0), (0.25, 8.0), (0.5, 4.0), (1.0, 1.0)])
+def test_an_edit_moves_the_sharpness_too_so_that_a_fresh_one_starts_soft(eta, expected):
+    field = replace(tiny_config().field, sharpness=16.0)
+    config = tiny_config(field=field, edit=EditConfig("parent", eta=eta))
+    assert train.sharpened(config, 0, 16.0) == pytest.approx(expected)
+    assert train.sharpened(config, 1, 16.0) == 16.0
+    training = new_training(config)
+    training.scene.field.sharpness.fill_(16.0)
+    steps(training, 1)
+    assert training.scene.field.sharpness.item() == pytest.approx(expected)
+    steps(training, 11)
+    assert training.scene.field.sharpness.item() == 16.0
+
+
+@pytest.mark.parametrize("stop", [1, 4, 9, 11])
+def test_a_run_that_sharpens_resumes_exactly(tmp_path, stop):
+    config = tiny_move(field=replace(tiny_config().field, sharpness=30.0))
+    whole, first, second = (new_training(config) for _ in range(3))
+    steps(whole, 12)
+    steps(first, stop)
+    second.load(first.save(tmp_path))
+    steps(second, 12 - stop)
+    assert_equal(tensors(whole), tensors(second))
+    assert second.scene.field.sharpness.item() == 30.0
+
+
+@pytest.mark.parametrize("bad", [{0}, {5, 6}])
+def test_a_skipped_step_sharpens_once(tmp_path, bad):
+    """Even if the run is saved and resumed between its two attempts."""
+    config = tiny_move(field=replace(tiny_config().field, sharpness=30.0))
+    whole, first, second = (new_training(config) for _ in range(3))
+    for training in (whole, first):
+        training.scene.field.sharpness.fill_(10.0)
+    steps(whole, 7)
+    steps(first, min(bad) + 1, Broken(bad))
+    second.load(first.save(tmp_path))
+    steps(second, 6 - min(bad) + len(bad), Broken({i for i in range(len(bad) - 1)}))
+    assert second.step == 7
+    assert torch.equal(whole.scene.field.sharpness, second.scene.field.sharpness)
+
+
 def test_the_same_seed_is_the_same_scene_and_another_is_not():
     a, b, c = (new_training(tiny_config(seed=s)) for s in (1, 1, 2))
     for training in (a, b, c):
@@ -109,8 +235,8 @@ class Broken:
 
     def predict_noise(self, noisy, *args):
         self.calls += 1
-        out = self.inner.predict_noise(noisy, *args)
-        return out * (math.nan if self.calls in self.bad else self.factor)
+        factor = math.nan if self.calls in self.bad else self.factor
+        return tuple(factor * eps for eps in self.inner.predict_noise(noisy, *args))
 
 
 @pytest.mark.parametrize("bad", [{0}, {1}, {4, 5, 6}])
@@ -202,12 +328,11 @@ def test_regularizers_descend_while_score_distillation_ascends():
     """Ascending the opacity loss too would blow density up and look like an escape."""
 
     class Silent(Broken):
-        def predict_noise(
-            self, noisy, timesteps, *args
-        ):  # exactly the noise that was added: no gradient from the score
+        def predict_noise(self, noisy, timesteps, texts):
+            """Exactly the noise that was added: no gradient from the score."""
             rng = train.generator_for(self.seed, self.step, "noise")
             self.step += 1
-            return torch.randn(noisy.shape, generator=rng)
+            return (torch.randn(noisy.shape, generator=rng),) * len(texts)
 
     opacities = []
     for weight in (0.0, 5.0):
@@ -256,6 +381,7 @@ def test_only_the_distillation_gradient_changes_its_sign():
         torch.full((1, 2, 2), 0.3),
         torch.zeros(1, 2, 2),
         torch.zeros(()),
+        torch.zeros(()),
         0,
     )
     sparse = 2 * (0.3**2 + 0.01) ** 0.5
@@ -292,14 +418,15 @@ def test_the_occupancy_grid_is_rebuilt_at_every_phase_switch(monkeypatch):
 def test_every_loss_term_reaches_the_gradient():
     """dreamfusionacc computes its entropy loss and never adds it."""
     grads = {}
-    for name in ("none", "opacity", "entropy", "orientation"):
+    terms = ("opacity", "entropy", "orientation", "depth_variance")
+    for name in ("none", *terms):
         loss = LossConfig() if name == "none" else LossConfig(**{name: 10.0})
         training = new_training(tiny_config(loss=loss))
         training.annealer.step = 6
         training.scene.refresh(0, 0, full=True)
         steps(training, 1)
         grads[name] = training.scene.field.out.weight.grad.clone()
-    for name in ("opacity", "entropy", "orientation"):
+    for name in terms:
         assert not torch.allclose(grads["none"], grads[name]), name
 
 
@@ -356,8 +483,6 @@ save_file(dict(training.scene.state_dict()), sys.argv[1] + "/" + name)
 
 
 def test_accelerate_launch_on_two_processes_is_one_process_with_both_views(tmp_path):
-    from safetensors.torch import load_file
-
     script = tmp_path / "work.py"
     script.write_text(PROCESSES.format(tests=os.path.dirname(__file__)))
     options = (

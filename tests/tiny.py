@@ -6,12 +6,12 @@ import torch
 from analytic import GaussianMixture
 
 from dreamsa.config import (
+    DistillConfig,
     EditConfig,
     FieldConfig,
     HashGridConfig,
     RenderConfig,
     RunConfig,
-    SDSConfig,
 )
 from dreamsa.presets import preset
 
@@ -26,7 +26,7 @@ def tiny_config(**changes) -> RunConfig:
         field=FieldConfig(grid, width=8, radius=0.6, blob_radius=0.4),
         camera=replace(base.camera, resolution=16),
         render=RenderConfig(samples=24, occupancy=8, occupancy_every=4),
-        sds=SDSConfig(guidance_scale=1.0),
+        distill=DistillConfig(guidance_scale=1.0),
     )
     return replace(small, **changes)
 

@@ -31,12 +31,16 @@ def density_of(raw: Float[Tensor, "n"], activation: Activation) -> Float[Tensor,
 class HashField(nn.Module):
     """A field in world units. The parameters are the same for every hash-grid backend."""
 
+    sharpness: Tensor
+    """Factor on the density, which training raises (`dreamsa.train`)."""
+
     def __init__(self, config: FieldConfig, rng: torch.Generator) -> None:
         super().__init__()
         self.config = config
         layout = Layout(config.grid)
         self.encode = make_encode(layout, config.backend, rng.device)
         self.table = nn.Parameter(new_table(layout, rng))
+        self.register_buffer("sharpness", torch.ones((), device=rng.device))
         self.hidden = random_linear(layout.width, config.width, rng)
         self.out = random_linear(config.width, 1 + GEOMETRY if config.view_dependent else 4, rng)
         if config.view_dependent:
@@ -55,7 +59,7 @@ class HashField(nn.Module):
         encoding = self.encode(((points + radius) / (2 * radius)).clamp(0, 1), self.table)
         raw = self.out(self.hidden(encoding).relu())
         bias = self.config.blob_density * (1 - points.norm(dim=-1) / self.config.blob_radius)
-        density = density_of(raw[:, 0] + bias, self.config.activation)
+        density = self.sharpness * density_of(raw[:, 0] + bias, self.config.activation)
         if not self.config.view_dependent:
             return Sample(density, raw[:, 1:].sigmoid())
         if directions is None:

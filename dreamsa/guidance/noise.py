@@ -20,6 +20,12 @@ def add_noise(latents: Latents, noise: Latents, alpha_bar: Float[Tensor, "b"]) -
     return a.sqrt() * latents + (1 - a).sqrt() * noise
 
 
+def clean_from_noise(noisy: Latents, noise: Latents, alpha_bar: Float[Tensor, "b"]) -> Latents:
+    """The latents that a noise prediction implies: (noisy - sqrt(1 - a) e) / sqrt(a)."""
+    a = per_view(alpha_bar)
+    return (noisy - (1 - a).sqrt() * noise) / a.sqrt()
+
+
 def epsilon_from_v(v: Latents, noisy: Latents, alpha_bar: Float[Tensor, "b"]) -> Latents:
     """Noise implied by a v-prediction: sqrt(a) v + sqrt(1 - a) noisy (arXiv:2202.00512, app. D)."""
     a = per_view(alpha_bar)

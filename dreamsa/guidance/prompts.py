@@ -1,23 +1,75 @@
 """View-dependent prompts: camera angles -> text (DreamFusion, sec. 3.2)."""
 
+import re
 import unicodedata
-from math import exp
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from math import exp, floor
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from dreamsa.choices import VIEWS, View
+from dreamsa.choices import Role, View
 from dreamsa.config import ViewConfig
-from dreamsa.guidance.score_model import Condition, ScoreModel
+from dreamsa.guidance.score_model import ScoreModel
 
 MAX_PROMPT = 1000
 """Characters; CLIP text encoders read at most 77 tokens."""
 
+ANGLE_STEP_DEG = 15
+"""Step of the angles that a wording can name, degrees."""
 
-def view_text(config: ViewConfig, prompt: str, view: View) -> str:
-    """The text of one view. Braces in the prompt are text, not fields."""
-    return config.wording.replace("{view}", view).replace("{prompt}", prompt)
+Angles = tuple[int, int]
+"""Azimuth in [0, 360) and elevation, in multiples of ANGLE_STEP_DEG."""
+
+VIEW_ANGLES: dict[View, Angles] = {
+    "front": (0, 0),
+    "side": (90, 0),
+    "back": (180, 0),
+    "overhead": (0, 90),
+}
+"""The centre of each view."""
+
+
+def view_text(config: ViewConfig, prompt: str, view: View, angles: Angles | None = None) -> str:
+    """The text of one view, from its centre unless angles are given.
+
+    Braces in the prompt are text, not fields.
+    """
+    azimuth, elevation = angles or VIEW_ANGLES[view]
+    words = {
+        "{prompt}": prompt,
+        "{view}": view,
+        "{azimuth}": f"{azimuth:03d}",
+        "{elevation}": f"{elevation:+03d}",
+    }
+    return re.sub("|".join(words), lambda field: words[field[0]], config.wording)
+
+
+def nearest_angles(azimuth_deg: float, elevation_deg: float) -> Angles:
+    """The angles nearest to a camera's, of those that a wording can name."""
+    azimuth, elevation = (
+        ANGLE_STEP_DEG * floor(angle / ANGLE_STEP_DEG + 0.5)
+        for angle in (azimuth_deg, elevation_deg)
+    )
+    return azimuth % 360, elevation
+
+
+def angle_weights(azimuth_deg: float, elevation_deg: float) -> dict[Angles, float]:
+    """Bilinear weights of the neighbouring angles; positive, summing to 1."""
+    azimuth, elevation = azimuth_deg / ANGLE_STEP_DEG, elevation_deg / ANGLE_STEP_DEG
+    first, lowest = floor(azimuth), floor(elevation)
+    weights = {
+        (i, j): (1 - abs(azimuth - i)) * (1 - abs(elevation - j))
+        for i in (first, first + 1)
+        for j in (lowest, lowest + 1)
+    }
+    return {
+        (ANGLE_STEP_DEG * i % 360, ANGLE_STEP_DEG * j): weight
+        for (i, j), weight in weights.items()
+        if weight > 0
+    }
 
 
 def check_prompt(prompt: object, name: str = "prompt") -> str:
@@ -87,31 +139,83 @@ def _off_front(azimuth_deg: float) -> float:
 
 
 class ViewPrompt:
-    """The condition of a prompt as a function of camera angles."""
+    """The texts of a prompt as a function of camera angles, each embedded once."""
 
     def __init__(
-        self, score: ScoreModel, prompt: str, negative: str = "", config: ViewConfig = ViewConfig()
+        self,
+        score: ScoreModel,
+        prompt: str,
+        negative: str = "",
+        config: ViewConfig = ViewConfig(),
+        degraded: str = "",
     ) -> None:
+        """
+        Args:
+            degraded: What follows the prompt in the text of a bad render.
+        """
         self.config = config
-        self.texts = {view: view_text(config, prompt, view) for view in VIEWS}
-        embedded = score.embed([*self.texts.values(), negative])
-        self.embeddings = dict(zip(VIEWS, embedded, strict=False))
-        self.negative = embedded[-1]
+        self._prompts = {"positive": prompt, "degraded": prompt + degraded}
+        self._plain = {"negative": negative, "null": ""}
+        self._score = score
+        self._embeddings: dict[str, Tensor] = {}
 
     def __call__(
         self, azimuth_deg: Float[Tensor, "b"], elevation_deg: Float[Tensor, "b"]
-    ) -> Condition:
-        angles = list(zip(azimuth_deg.tolist(), elevation_deg.tolist(), strict=True))
-        positive = torch.stack([self._mix(view_weights(*angle, self.config)) for angle in angles])
-        negative = self.negative.expand_as(positive)
-        if self.config.perpendicular == 0:
-            return Condition(positive, negative)
-        weights = [perpendicular_weights(*angle, self.config) for angle in angles]
-        unwanted = torch.stack([self.embeddings["front"], self.embeddings["side"]])
-        unwanted = unwanted.expand(len(angles), -1, -1, -1)
-        weights = torch.tensor(weights, device=positive.device)
-        return Condition(positive, negative, unwanted, weights)
+    ) -> "Condition":
+        angles = zip(azimuth_deg.tolist(), elevation_deg.tolist(), strict=True)
+        return Condition(self, list(angles))
 
-    def _mix(self, weights: dict[View, float]) -> Tensor:
-        parts = [weight * self.embeddings[view] for view, weight in weights.items()]
+    def embed(self, role: Role, azimuth_deg: float, elevation_deg: float) -> Tensor:
+        """Embedding [tokens, width] of a role's text for one camera."""
+        if role in self._plain:
+            return self._mix({self._plain[role]: 1.0})
+        if role in ("front", "side"):
+            return self._mix({view_text(self.config, self._prompts["positive"], role): 1.0})
+        prompt = self._prompts["degraded" if role == "degraded" else "positive"]
+        azimuth = azimuth_deg + 180 * (role == "opposite")
+        return self._mix(self._mixture(prompt, azimuth, elevation_deg))
+
+    def _mixture(self, prompt: str, azimuth_deg: float, elevation_deg: float) -> dict[str, float]:
+        """Weights of the texts that describe a camera, summing to 1."""
+        config, mixture = self.config, defaultdict[str, float](float)
+        if config.names_angles:
+            for angles, weight in angle_weights(azimuth_deg, elevation_deg).items():
+                mixture[view_text(config, prompt, view_of(*angles, config), angles)] += weight
+        else:
+            for view, weight in view_weights(azimuth_deg, elevation_deg, config).items():
+                mixture[view_text(config, prompt, view)] += weight
+        return mixture
+
+    def _mix(self, mixture: Mapping[str, float]) -> Tensor:
+        parts = [weight * self._embedding(text) for text, weight in mixture.items()]
         return torch.stack(parts).sum(0)
+
+    def _embedding(self, text: str) -> Tensor:
+        """One text at a time: in a batch, the last bits depend on the other texts."""
+        if text not in self._embeddings:
+            self._embeddings[text] = self._score.embed([text])[0]
+        return self._embeddings[text]
+
+
+class Condition:
+    """The texts of one step's views."""
+
+    def __init__(self, prompt: ViewPrompt, angles: list[tuple[float, float]]) -> None:
+        """
+        Args:
+            angles: Azimuth and elevation of each view, degrees.
+        """
+        self._prompt, self._angles = prompt, angles
+
+    def texts(self, roles: Sequence[Role]) -> Float[Tensor, "k b tokens width"]:
+        """The embeddings of each role, per view."""
+        rows = [[self._prompt.embed(role, *angles) for angles in self._angles] for role in roles]
+        return torch.stack([torch.stack(row) for row in rows])
+
+    @property
+    def repulsion(self) -> Float[Tensor, "b 2"] | None:
+        """Perp-Neg's weights of front and side; None if it is off."""
+        config = self._prompt.config
+        if config.perpendicular == 0:
+            return None
+        return torch.tensor([perpendicular_weights(*pair, config) for pair in self._angles])

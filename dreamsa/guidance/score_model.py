@@ -1,6 +1,5 @@
 """Interface between the training loop and a diffusion model."""
 
-from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 from jaxtyping import Float, Float32
@@ -11,20 +10,6 @@ from dreamsa.guidance.noise import Latents, Timesteps
 
 class GuidanceFailed(RuntimeError):
     """The score model returned NaN or infinity too often to continue."""
-
-
-@dataclass(frozen=True)
-class Condition:
-    """Condition of a noise prediction, per view."""
-
-    positive: Float[Tensor, "b tokens width"]
-    """Embeddings of the prompt."""
-    negative: Float[Tensor, "b tokens width"]
-    """Embeddings of the negative prompt."""
-    unwanted: Float[Tensor, "b k tokens width"] | None = None
-    """Perp-Neg: embeddings of the other views' texts."""
-    unwanted_weights: Float[Tensor, "b k"] | None = None
-    """Perp-Neg: weights, at most 0."""
 
 
 @runtime_checkable
@@ -41,5 +26,7 @@ class ScoreModel(Protocol):
         ...
 
     def predict_noise(
-        self, noisy: Latents, timesteps: Timesteps, condition: Condition, guidance_scale: float
-    ) -> Float32[Tensor, "b c h w"]: ...
+        self, noisy: Latents, timesteps: Timesteps, texts: Float[Tensor, "k b tokens width"]
+    ) -> tuple[Latents, ...]:
+        """k predictions of the noise in the same noisy latents, one per text."""
+        ...

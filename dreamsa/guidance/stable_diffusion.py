@@ -21,14 +21,7 @@ from dreamsa.assets import asset
 from dreamsa.config import TOYBOX, ModelConfig
 from dreamsa.device import resolve_device
 from dreamsa.guidance.graph import Graphed
-from dreamsa.guidance.noise import (
-    Latents,
-    Timesteps,
-    classifier_free_guidance,
-    epsilon_from_v,
-    perpendicular_guidance,
-)
-from dreamsa.guidance.score_model import Condition
+from dreamsa.guidance.noise import Latents, Timesteps, epsilon_from_v
 from dreamsa.presets import KNOWN_MODELS
 
 VOCABULARY = "vocabulary.json"
@@ -269,25 +262,16 @@ class StableDiffusion:
 
     @torch.no_grad()
     def predict_noise(
-        self, noisy: Latents, timesteps: Timesteps, condition: Condition, guidance_scale: float
-    ) -> Float32[Tensor, "b c h w"]:
-        """One UNet call on the batch (negative, positive, unwanted...)."""
-        texts = [condition.negative, condition.positive]
-        if condition.unwanted is not None:
-            texts += list(condition.unwanted.unbind(1))
+        self, noisy: Latents, timesteps: Timesteps, texts: Float[Tensor, "k b tokens width"]
+    ) -> tuple[Latents, ...]:
+        """One UNet call on all k times b inputs."""
         copies = len(texts)
-        inputs, embeddings = torch.cat([noisy] * copies), torch.cat(texts).to(self.unet.dtype)
+        inputs, embeddings = torch.cat([noisy] * copies), texts.flatten(0, 1).to(self.unet.dtype)
         repeated = timesteps.repeat(copies)
         out = self._run_unet(inputs.to(self.unet.dtype), repeated, embeddings).float()
         if self.predicts_v:
             out = epsilon_from_v(out, inputs, self.alpha_bar[repeated])
-        unconditional, conditional, *unwanted = out.chunk(copies)
-        if condition.unwanted_weights is None:
-            return classifier_free_guidance(unconditional, conditional, guidance_scale)
-        negatives, weights = torch.stack(unwanted, dim=1), condition.unwanted_weights
-        return perpendicular_guidance(
-            unconditional, conditional, negatives, weights, guidance_scale
-        )
+        return out.chunk(copies)
 
 
 _shared: dict[torch.device, tuple[Any, StableDiffusion]] = {}

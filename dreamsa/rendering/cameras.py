@@ -93,6 +93,8 @@ def sample_cameras(config: CameraConfig, rng: torch.Generator) -> Cameras:
     """`config.batch` cameras, uniform in each range; target and up jittered (thesis, sec. 4.5)."""
     ranges = (config.azimuth_deg, config.elevation_deg, config.distance, config.focal)
     azimuth, elevation, distance, focal = (uniform(*ends, config.batch, rng) for ends in ranges)
+    if config.opposite_pairs:
+        azimuth = torch.cat([azimuth[: config.batch // 2], azimuth[: config.batch // 2] + 180])
     target = config.look_at_jitter * torch.randn(config.batch, 3, generator=rng, device=rng.device)
     up_noise = config.up_jitter * torch.randn(config.batch, 3, generator=rng, device=rng.device)
     pose = look_at_pose(azimuth, elevation, distance, target, up_noise)

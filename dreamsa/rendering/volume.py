@@ -46,6 +46,7 @@ class Image(NamedTuple):
     opacity: Maps  # in [0, 1]
     depth: Maps  # expected distance along the ray given a hit; 0 without one
     orientation: Float[Tensor, ""]  # mean over rays of the orientation loss
+    depth_variance: Float[Tensor, ""]  # mean over rays of opacity above 0.5, squared world units
     samples: int  # number of composited samples
 
 
@@ -56,6 +57,7 @@ class Rays(NamedTuple):
     opacity: PerRay
     depth: PerRay
     orientation: PerRay  # 0 unless requested
+    depth_variance: PerRay  # likewise; 0 where opacity is at most 0.5
     samples: int
 
     @classmethod
@@ -67,7 +69,9 @@ class Rays(NamedTuple):
         shape = (-1, resolution, resolution)
         rgb = self.rgb.view(*shape, 3).movedim(-1, 1)
         opacity, depth = self.opacity.view(shape), self.depth.view(shape)
-        return Image(rgb, opacity, depth, self.orientation.mean(), self.samples)
+        hits = (self.opacity > 0.5).sum().clamp(min=1)
+        variance = self.depth_variance.sum() / hits
+        return Image(rgb, opacity, depth, self.orientation.mean(), variance, self.samples)
 
 
 def cube_bounds(origins: Vectors, directions: Vectors, radius: float) -> tuple[PerRay, PerRay]:
@@ -122,6 +126,7 @@ def render_rays(
     first: PerRay | None = None,
     light: Vectors | None = None,
     orientation: bool = False,
+    depth_variance: bool = False,
 ) -> Rays:
     """Render rays over a background.
 
@@ -131,6 +136,8 @@ def render_rays(
         light: Unit direction towards the light; by default against the ray. Albedo ignores it.
         orientation: Also compute the orientation loss, sum of w max(0, n . d)^2 (Ref-NeRF,
             arXiv:2112.03907, eq. 11), at four more density queries per sample.
+        depth_variance: Also compute the variance of the depth along each ray, by normalized weights
+            (HiFA, arXiv:2305.18766).
     """
     kernels = kernels_for(origins.device, config.kernels)
     step = config.step(occupancy.radius)
@@ -149,11 +156,18 @@ def render_rays(
         light = -directions if light is None else light
         rgb = shade(rgb, normals, light[samples.ray], config.shading)
     values = [rgb, torch.ones_like(facing_away), samples.t_mid[:, None], facing_away]
+    if depth_variance:
+        off = samples.t_mid - origins.norm(dim=-1)[samples.ray]  # near 0: squares stay exact
+        values += [torch.stack([off, off.square()], dim=1)]
     sums = kernels.composite(density * step, torch.cat(values, dim=1), samples.starts)
     opacity = sums[:, 3]
     colours = (sums[:, :3] + (1 - opacity)[:, None] * background).clamp(0, 1)
     depth = torch.where(opacity > 1e-4, sums[:, 4] / opacity.clamp(min=1e-4), 0)
-    return Rays(colours, opacity, depth, sums[:, 5], len(samples.t_mid))
+    variance = torch.zeros_like(opacity)
+    if depth_variance:
+        mean, square = (sums[:, 6:] / opacity[:, None].clamp(min=0.5)).unbind(1)
+        variance = torch.where(opacity > 0.5, (square - mean.square()).clamp(min=0), 0)
+    return Rays(colours, opacity, depth, sums[:, 5], variance, len(samples.t_mid))
 
 
 def camera_light(cameras: Cameras) -> Float[Tensor, "b 3"]:
@@ -171,6 +185,7 @@ def render(
     jitter: Float[Tensor, "b {resolution} {resolution}"] | None = None,
     light: Float[Tensor, "b 3"] | None = None,
     orientation: bool = False,
+    depth_variance: bool = False,
 ) -> Image:
     """Render square images.
 
@@ -179,6 +194,7 @@ def render(
             [b * resolution^2, 3].
         jitter: As `first` in `render_rays`.
         light: Unit direction towards the light, per view; by default that of the camera.
+        orientation, depth_variance: As in `render_rays`.
     """
     rays = camera_rays(cameras, resolution, resolution)
     origins, directions = (value.reshape(-1, 3) for value in rays)
@@ -187,5 +203,14 @@ def render(
     first = None if jitter is None else jitter.reshape(-1)
     light = (camera_light(cameras) if light is None else light).repeat_interleave(resolution**2, 0)
     return render_rays(
-        query, occupancy, origins, directions, config, background, first, light, orientation
+        query,
+        occupancy,
+        origins,
+        directions,
+        config,
+        background,
+        first,
+        light,
+        orientation,
+        depth_variance,
     ).image(resolution)

@@ -112,7 +112,7 @@ ARMS: dict[str, Arm] = {
 def arm_of(name: str) -> Arm:
     """An arm by its name or letter, in any case, or a variant of one.
 
-    A variant is "ascent@scale=1@ascent_steps=20" or "B@sds.guidance_scale=50". A variant of a
+    A variant is "ascent@scale=1@ascent_steps=20" or "B@distill.guidance_scale=50". A variant of a
     matched arm that sets one of NUMBERS is not matched: it moves as far as that says.
 
     Raises:

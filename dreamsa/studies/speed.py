@@ -110,6 +110,7 @@ def _parts_of(
     image = torch.rand(1, 3, size, size, device=device)
     latents = score.encode(image)
     condition = prompt(draw.cameras.azimuth_deg, draw.cameras.elevation_deg)
+    texts = condition.texts(("negative", "positive"))
 
     def field() -> None:
         out = scene.field.query(samples.points)
@@ -123,7 +124,7 @@ def _parts_of(
     return {
         "samples": lambda: len(samples.t_mid),
         "UNet, both halves of guidance": lambda: score.predict_noise(
-            latents, draw.timesteps, condition, 20.0
+            latents, draw.timesteps, texts
         ),
         "image to latents, with backward": lambda: (
             score.encode(image.requires_grad_()).sum().backward()

@@ -66,7 +66,7 @@ def make_config(
         "negative_prompt": negative or None,
         "steps": _whole_number(steps, "steps"),
         "seed": _whole_number(seed, "seed"),
-        "sds.guidance_scale": guidance,
+        "distill.guidance_scale": guidance,
     }
     values |= dict(parse_setting(line) for line in (settings or "").splitlines() if line.strip())
     config = preset(preset_name, prompt or "")  # pyright: ignore[reportArgumentType]

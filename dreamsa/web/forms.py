@@ -56,7 +56,9 @@ class CreateForm:
                 info="auto: toybox for the embedded model, sd for others",
             )
             negative = gr.Textbox(label="Negative prompt", **PROMPT)
-            self.guidance = gr.Number(default.sds.guidance_scale, label="Guidance scale", minimum=0)
+            self.guidance = gr.Number(
+                default.distill.guidance_scale, label="Guidance scale", minimum=0
+            )
             settings = gr.Textbox(
                 label="Other settings",
                 info="One name=value per line",
@@ -92,7 +94,7 @@ class CreateForm:
         def defaults(preset_name: str, model: str) -> Any:
             try:
                 config = make_config("", preset_name, model)
-                return config.steps, config.sds.guidance_scale
+                return config.steps, config.distill.guidance_scale
             except ERRORS:
                 return gr.skip(), gr.skip()
 

@@ -13,9 +13,8 @@ from dreamsa.annealing import (
     interpolate,
     random_direction,
 )
-from dreamsa.distill.sds import sds_loss, sds_weight
+from dreamsa.distill.methods import distillation_loss, sds_weight
 from dreamsa.guidance.noise import add_noise
-from dreamsa.guidance.score_model import Condition
 
 OPTIMIZERS = {
     "SGD": lambda p: torch.optim.SGD(p, lr=0.05, momentum=0.9, weight_decay=0.01),
@@ -249,16 +248,16 @@ def settle(rules, seed, start, steps=400):
     z = torch.nn.Parameter(torch.tensor(start).view(1, 1, 1, 1))
     optimizer = torch.optim.Adam([z], lr=0.02)
     Annealer(optimizer, rules)
-    nothing = Condition(torch.zeros(1, 1, 1), torch.zeros(1, 1, 1))
+    text = score.embed(["a rabbit"])[None]
     rng = torch.Generator().manual_seed(seed)
     for _ in range(steps):
         timesteps = torch.randint(20, 100, (1,), generator=rng)
         a, noise = alpha_bar[timesteps], torch.randn(z.shape, generator=rng)
         with torch.no_grad():
-            predicted = score.predict_noise(add_noise(z, noise, a), timesteps, nothing, 1.0)
+            (predicted,) = score.predict_noise(add_noise(z, noise, a), timesteps, text)
             grad = sds_weight(a) * (predicted - noise)
         optimizer.zero_grad()
-        sds_loss(z, grad).backward()
+        distillation_loss(z, grad).backward()
         optimizer.step()
     return z.item()
 

@@ -41,6 +41,19 @@ def test_a_field_uses_the_activation_it_is_given():
     )  # softplus(x) = log(1 + exp(x))
 
 
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_sharpness_is_a_factor_on_the_density_alone_and_no_parameter(activation):
+    field = HashField(FieldConfig(activation=activation), generator_for(0, 0, "field"))
+    points = torch.rand(50, 3) - 0.5
+    before = field.query(points)
+    field.sharpness.fill_(8.0)
+    after = field.query(points)
+    torch.testing.assert_close(after.density, 8 * before.density)
+    assert torch.equal(after.rgb, before.rgb)
+    assert "sharpness" in field.state_dict()
+    assert "sharpness" not in dict(field.named_parameters())
+
+
 def test_an_unknown_activation_is_refused():
     with pytest.raises(ValueError, match=r"field\.activation.*'softplus' or 'exp'"):
         with_overrides(preset("toybox", "a rabbit"), {"field.activation": "relu"})

@@ -1,11 +1,16 @@
 import pytest
 import torch
+from hypothesis import given
+from hypothesis.strategies import floats
 
 from dreamsa.choices import PRESETS, VIEWS
-from dreamsa.config import ViewConfig
+from dreamsa.config import TOYBOX_WORDING, ViewConfig
 from dreamsa.guidance.prompts import (
+    ANGLE_STEP_DEG,
     ViewPrompt,
+    angle_weights,
     check_prompt,
+    nearest_angles,
     perpendicular_weights,
     view_of,
     view_text,
@@ -15,6 +20,9 @@ from dreamsa.guidance.score_model import ScoreModel
 from dreamsa.presets import preset
 from dreamsa.randomness import generator_for
 from dreamsa.rendering.cameras import sample_cameras
+
+ANGLES = ViewConfig(wording=TOYBOX_WORDING)
+AZIMUTHS, ELEVATIONS = floats(-360, 720), floats(-90, 90)
 
 
 class Spy(ScoreModel):
@@ -59,11 +67,103 @@ def test_every_view_is_reached_by_the_default_cameras():
 def test_each_view_has_its_own_text():
     spy = Spy()
     prompt = ViewPrompt(spy, "a rabbit", "blurry")
-    assert spy.texts == [*(f"a rabbit, {view} view" for view in VIEWS), "blurry"]
     condition = prompt(*angles((0, 0), (90, 0), (180, 0), (0, 80)))
-    assert condition.positive[:, 0, 0].tolist() == [1, 2, 3, 4]
-    assert condition.negative[:, 0, 0].tolist() == [5, 5, 5, 5]
-    assert condition.unwanted is None
+    positive, negative = condition.texts(["positive", "negative"])
+    assert spy.texts == [*(f"a rabbit, {view} view" for view in VIEWS), "blurry"]
+    assert positive[:, 0, 0].tolist() == [1, 2, 3, 4]
+    assert negative[:, 0, 0].tolist() == [5, 5, 5, 5]
+    assert condition.repulsion is None
+
+
+def test_a_text_names_the_angles_or_else_the_centre_of_its_view():
+    texts = [view_text(ANGLES, "a car", view) for view in VIEWS]
+    assert texts == [
+        "a car, front view, azimuth 000, elevation +00",
+        "a car, side view, azimuth 090, elevation +00",
+        "a car, back view, azimuth 180, elevation +00",
+        "a car, overhead view, azimuth 000, elevation +90",
+    ]
+    text = view_text(ANGLES, "a car", "front", (345, -15))
+    assert text == "a car, front view, azimuth 345, elevation -15"
+
+
+@pytest.mark.parametrize(
+    ("azimuth", "elevation", "named"),
+    [(0, 0, (0, 0)), (7.4, 7.4, (0, 0)), (7.6, -7.6, (15, -15)), (352.4, -7, (345, 0)),
+     (352.6, 82, (0, 75)), (-20, 90, (345, 90)), (360, 83, (0, 90)), (725, 50, (0, 45))],
+)  # fmt: skip
+def test_the_nearest_angles_are_multiples_of_fifteen(azimuth, elevation, named):
+    assert nearest_angles(azimuth, elevation) == named
+
+
+@given(AZIMUTHS, ELEVATIONS)
+def test_angle_weights_are_a_mixture_with_the_camera_as_its_mean(azimuth, elevation):
+    weights = angle_weights(azimuth, elevation)
+    assert len(weights) <= 4
+    assert min(weights.values()) > 0
+    assert sum(weights.values()) == pytest.approx(1)
+    for a, e in weights:
+        assert 0 <= a < 360
+        assert a % ANGLE_STEP_DEG == e % ANGLE_STEP_DEG == 0
+    off = sum(w * ((a - azimuth + 180) % 360 - 180) for (a, _), w in weights.items())
+    assert off == pytest.approx(0, abs=1e-9)
+    assert sum(w * e for (_, e), w in weights.items()) == pytest.approx(elevation, abs=1e-9)
+
+
+@given(AZIMUTHS, ELEVATIONS, floats(-0.01, 0.01))
+def test_angle_weights_are_continuous(azimuth, elevation, by):
+    here, beside = angle_weights(azimuth, elevation), angle_weights(azimuth + by, elevation - by)
+    change = [abs(here.get(key, 0) - beside.get(key, 0)) for key in here | beside]
+    assert sum(change) <= 4 * abs(by) / ANGLE_STEP_DEG + 1e-9
+
+
+@pytest.mark.parametrize("azimuth", range(0, 360, ANGLE_STEP_DEG))
+@pytest.mark.parametrize("elevation", [-90, -15, 0, 75, 90])
+def test_angle_weights_are_pure_at_angles_with_a_name(azimuth, elevation):
+    for turn in (-360, 0, 360):
+        assert angle_weights(azimuth + turn, elevation) == {(azimuth, elevation): 1.0}
+
+
+def test_angles_mix_the_embeddings_of_their_neighbours_and_each_text_is_embedded_once():
+    spy = Spy()
+    prompt = ViewPrompt(spy, "a car", config=ANGLES)
+
+    def positive(*pairs):
+        return prompt(*angles(*pairs)).texts(["positive"])[0, :, 0, 0].tolist()
+
+    assert positive((352.5, 7.5)) == [2.5]  # the mean of 1, 2, 3 and 4
+    assert spy.texts == [
+        f"a car, front view, azimuth {azimuth}, elevation {elevation}"
+        for azimuth in ("345", "000")
+        for elevation in ("+00", "+15")
+    ]
+    assert positive((352.5, 7.5), (0, 0), (360, 3.75)) == [2.5, 3, 3.25]
+    assert len(spy.texts) == 4
+    assert positive((52.5, 60), (52.5, 75)) == [5.5, 7.5]
+    assert spy.texts[4:] == [
+        "a car, front view, azimuth 045, elevation +60",
+        "a car, side view, azimuth 060, elevation +60",
+        "a car, overhead view, azimuth 045, elevation +75",
+        "a car, overhead view, azimuth 060, elevation +75",
+    ]
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        ViewConfig(wording="{prompt}, azimuth {azimuth}"),
+        ViewConfig(wording="{prompt}, elevation {elevation}"),
+        ViewConfig(wording="{prompt}", interpolate=True),
+    ],
+)
+def test_views_that_share_a_text_add_their_weights(config):
+    class Ones(Spy):
+        def embed(self, texts):
+            return torch.ones_like(super().embed(texts))
+
+    cameras = angles((5, 5), (40, 50), (300, 20))
+    positive = ViewPrompt(Ones(), "a car", config=config)(*cameras).texts(["positive"])
+    torch.testing.assert_close(positive, torch.ones_like(positive))
 
 
 @pytest.mark.parametrize(
@@ -72,6 +172,7 @@ def test_each_view_has_its_own_text():
         {"overhead_deg": 5.0},
         {"front_deg": 5.0},
         {"wording": "{view} of {prompt}"},
+        {"wording": TOYBOX_WORDING},
         {"interpolate": True},
         {"perpendicular": 2.0},
     ],
@@ -82,7 +183,7 @@ def test_each_setting_changes_the_condition(changed):
     def condition_of(config):
         spy = Spy()
         condition = ViewPrompt(spy, "a rabbit", config=config)(*angles((30, 10)))
-        return spy.texts, condition.positive.tolist(), condition.unwanted is None
+        return condition.texts(["positive"]).tolist(), spy.texts, condition.repulsion is None
 
     assert condition_of(ViewConfig()) != condition_of(ViewConfig(**changed))
 
@@ -113,7 +214,7 @@ def test_perpendicular_weights_only_repel_and_most_from_behind():
 
 
 def test_braces_in_a_prompt_are_text():
-    prompt = "{view} {0} ${HOME} %s"
+    prompt = "{view} {azimuth} {prompt} {0} ${HOME} %s"
     assert view_text(ViewConfig(), prompt, "side") == f"{prompt}, side view"
 
 

@@ -17,7 +17,6 @@ from safetensors.torch import save_file
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from dreamsa.config import TOYBOX, ModelConfig
-from dreamsa.guidance.score_model import Condition
 from dreamsa.guidance.stable_diffusion import (
     ModelNotFound,
     StableDiffusion,
@@ -78,34 +77,32 @@ def model(folder):
     return StableDiffusion.load(ModelConfig(str(folder)))
 
 
-def condition(model, n=2):
-    return Condition(model.embed(["a rabbit"] * n), model.embed([""] * n))
+def texts(model, n=2, words=("a rabbit", "")):
+    """The embeddings [k, n, tokens, width] of `words`."""
+    return model.embed(list(words))[:, None].expand(-1, n, -1, -1)
 
 
-def test_prediction_equals_the_unet_called_by_hand(model, rng):
-    """Two calls, converted with diffusers' arithmetic: the batch keeps its order."""
+@pytest.mark.parametrize("words", [("a duck",), ("", "a rabbit", "a car")])
+def test_predictions_are_those_of_the_unet_called_for_each_text(model, rng, words):
+    """Converted with diffusers' arithmetic: the batch keeps its order."""
     noisy, timesteps = torch.randn(2, 4, 8, 8, generator=rng), torch.tensor([40, 700])
-    given = condition(model)
-    parts = []
-    with torch.no_grad():
-        for text in (given.negative, given.positive):
-            out = model.unet(noisy, timesteps, text).sample
-            if model.scheduler.config.prediction_type == "v_prediction":
-                a = model.scheduler.alphas_cumprod[timesteps].view(-1, 1, 1, 1)
-                out = a.sqrt() * out + (1 - a).sqrt() * noisy
-            parts.append(out)
-    expected = parts[0] + 7.5 * (parts[1] - parts[0])
-    predicted = model.predict_noise(noisy, timesteps, given, 7.5)
-    torch.testing.assert_close(predicted, expected, atol=1e-4, rtol=1e-4)
+    given = texts(model, 2, words)
+    predicted = model.predict_noise(noisy, timesteps, given)
+    for found, text in zip(predicted, given, strict=True):
+        with torch.no_grad():
+            expected = model.unet(noisy, timesteps, text).sample
+        if model.scheduler.config.prediction_type == "v_prediction":
+            a = model.scheduler.alphas_cumprod[timesteps].view(-1, 1, 1, 1)
+            expected = a.sqrt() * expected + (1 - a).sqrt() * noisy
+        torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
 
 
-def test_perp_neg_with_zero_weights_is_plain_guidance(model, rng):
-    noisy, timesteps = torch.randn(2, 4, 8, 8, generator=rng), torch.tensor([40, 700])
-    plain = condition(model)
-    unwanted = model.embed(["a duck", "a car"]).expand(2, -1, -1, -1)
-    perp = Condition(plain.positive, plain.negative, unwanted, torch.zeros(2, 2))
-    found, expected = (model.predict_noise(noisy, timesteps, c, 7.5) for c in (perp, plain))
-    torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
+def test_predictions_differ_by_text_and_by_view(model, rng):
+    noisy, timesteps = torch.randn(1, 4, 8, 8, generator=rng).expand(2, -1, -1, -1), [300, 300]
+    given = model.embed(["a rabbit", "a car", "a car", "a rabbit"]).unflatten(0, (2, 2))
+    one, other = model.predict_noise(noisy, torch.tensor(timesteps), given)
+    torch.testing.assert_close(one, other.flip(0), atol=1e-4, rtol=1e-4)
+    assert (one[0] - one[1]).abs().max() > 1e-3
 
 
 def test_encoder_is_differentiable_scaled_and_resizes(model):
@@ -127,7 +124,7 @@ def test_guidance_never_decodes_and_trains_nothing_of_the_model(model, monkeypat
     """threestudio decodes an unused image in every step."""
     monkeypatch.setattr(model.vae, "decode", lambda *a, **k: pytest.fail("decoded"))
     latents = model.encode(torch.rand(1, 3, 16, 16, requires_grad=True))
-    predicted = model.predict_noise(latents, torch.tensor([5]), condition(model, 1), 7.5)
+    predicted, _ = model.predict_noise(latents, torch.tensor([5]), texts(model, 1))
     assert not predicted.requires_grad
     (latents * predicted).sum().backward()
     parts = model.unet, model.vae, model.text_encoder
@@ -152,8 +149,8 @@ def test_half_precision_and_slicing_give_float32_predictions(folder):
     model = StableDiffusion.load(ModelConfig(str(folder), dtype="bfloat16", vae_slicing=True))
     latents = model.encode(torch.rand(2, 3, 16, 16))
     assert latents.dtype == torch.float32
-    predicted = model.predict_noise(latents, torch.tensor([1, 2]), condition(model), 5.0)
-    assert predicted.dtype == torch.float32
+    predicted = model.predict_noise(latents, torch.tensor([1, 2]), texts(model))
+    assert [eps.dtype for eps in predicted] == [torch.float32] * 2
 
 
 def test_an_odd_prediction_type_is_refused(tmp_path):
@@ -289,7 +286,7 @@ def test_a_single_file_is_the_model_of_its_folder(single, rng):
         assert all(torch.equal(found[key], wanted[key]) for key in wanted)
     assert (one.predicts_v, one.image_size, one.source) == (True, other.image_size, str(file))
     noisy, timesteps = torch.randn(2, 4, 8, 8, generator=rng), torch.tensor([40, 700])
-    predicted = (m.predict_noise(noisy, timesteps, condition(m), 7.5) for m in (one, other))
+    predicted = (m.predict_noise(noisy, timesteps, texts(m)) for m in (one, other))
     torch.testing.assert_close(*predicted)
 
 

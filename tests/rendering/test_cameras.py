@@ -67,9 +67,25 @@ def test_samples_stay_in_their_ranges_and_fill_them():
         assert high - 0.02 * span < values.max() <= high + 1e-4
 
 
+@pytest.mark.parametrize("batch", [2, 6])
+def test_opposite_pairs_look_from_opposite_azimuths(batch):
+    config = CameraConfig(batch=batch, opposite_pairs=True, look_at_jitter=0.0, up_jitter=0.0)
+    cameras = sample_cameras(config, generator_for(0, 0, "cameras"))
+    one, other = cameras.azimuth_deg.chunk(2)
+    torch.testing.assert_close((other - one) % 360, torch.full((batch // 2,), 180.0))
+    assert ((cameras.azimuth_deg >= 0) & (cameras.azimuth_deg < 360)).all()
+    position = cameras.pose[:, :, 3]
+    angle = torch.atan2(position[:, 1], position[:, 0]).rad2deg() % 360
+    torch.testing.assert_close(angle, cameras.azimuth_deg, atol=1e-3, rtol=0)
+    assert cameras.elevation_deg.unique().numel() == batch
+    alone = sample_cameras(CameraConfig(batch=batch), generator_for(0, 0, "cameras"))
+    assert torch.equal(alone.azimuth_deg[: batch // 2], one)
+
+
 @pytest.mark.parametrize(
     "bad",
     [
+        {"batch": 3, "opposite_pairs": True},
         {"elevation_deg": (50, 10)},
         {"distance": (0.0, 1.0)},
         {"batch": 0},

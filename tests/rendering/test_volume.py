@@ -9,7 +9,7 @@ from dreamsa.rendering.cameras import orbit
 from dreamsa.rendering.kernels import kernels_for, resolve_kernels
 from dreamsa.rendering.kernels_torch import accumulate, sample_weights
 from dreamsa.rendering.occupancy import OccupancyGrid
-from dreamsa.rendering.volume import cube_bounds, render
+from dreamsa.rendering.volume import cube_bounds, render, render_rays
 
 
 def ball(radius=0.4, density=200.0, colour=(0.2, 0.6, 0.9)):
@@ -194,6 +194,91 @@ def test_orientation_loss_penalises_surfaces_that_face_away():
     values = [orientation(sign) for sign in (1, -1)]
     assert values[0] < 0.05 * values[1]
     assert values[1] > 0
+
+
+CONFIG = RenderConfig(samples=400, min_transmittance=0.0)
+STEP = CONFIG.step(0.6)
+
+
+def sheets(alphas, cells):
+    """Sheets of these opacities, one sample thick, `cells` steps apart, that face +x."""
+
+    def query(points, directions=None):
+        density = torch.zeros_like(points[:, 0])
+        for i, alpha in enumerate(torch.as_tensor(alphas)):
+            near = (points[:, 0] - 0.3 + i * cells * STEP).abs() < STEP / 2
+            density = density - near * torch.log1p(-alpha.to(density)) / STEP
+        return density, torch.full_like(points, 0.5)
+
+    return query
+
+
+def depth_variance(query, kernels="auto", distance=1.5, dtype=torch.float32):
+    """Of one ray against x."""
+    origin, direction = torch.tensor([[distance, 0.01, 0.02]]), torch.tensor([[-1.0, 0, 0]])
+    config = RenderConfig(samples=400, min_transmittance=0.0, kernels=kernels)
+    ray = origin.to(dtype), direction.to(dtype)
+    return render_rays(
+        query, full_grid(), *ray, config, torch.ones(3, dtype=dtype), depth_variance=True
+    ).depth_variance[0]
+
+
+@pytest.mark.parametrize("distance", [1.5, 40.0])
+def test_depth_variance_of_an_opaque_wall_is_zero(distance):
+    """Far away, too, where squares of the depth itself would have lost it."""
+    assert depth_variance(sheets([1 - 1e-6], 0), distance=distance).item() < 1e-6
+
+
+@pytest.mark.parametrize("opacity", [0.55, 0.8, 0.99])
+@pytest.mark.parametrize("cells", [10, 80])
+def test_depth_variance_of_two_equal_sheets_is_their_half_distance_squared(opacity, cells):
+    """Whatever their opacity together."""
+    half = opacity / 2
+    found = depth_variance(sheets([half, half / (1 - half)], cells))
+    assert found.item() == pytest.approx((cells * STEP / 2) ** 2, rel=1e-3)
+
+
+def test_the_mean_depth_variance_is_over_opaque_rays_and_only_on_request():
+    """Sheets that are opaque above the horizon and nearly clear below."""
+
+    def query(points, directions=None):
+        opaque, clear = (sheets([a / 2, a / (2 - a)], 40)(points)[0] for a in (0.8, 0.4))
+        return torch.where(points[:, 2] > 0, opaque, clear), points * 0
+
+    views = query, full_grid(), orbit([0.0], 0.0, focal=6.0), 32, CONFIG, torch.ones(3)
+    image, plain = render(*views, depth_variance=True), render(*views)
+    assert (image.opacity > 0.5).float().mean().item() == pytest.approx(0.5, abs=0.02)
+    assert image.depth_variance.item() == pytest.approx((40 * STEP / 2) ** 2, rel=0.02)
+    assert plain.depth_variance.item() == 0
+    assert torch.equal(plain.rgb, image.rgb)
+
+
+@pytest.mark.parametrize("kernels", ["auto", "torch"])
+def test_the_gradient_of_depth_variance_is_exact(kernels):
+    """Of V = w1 w2 d^2 / (w1 + w2)^2, the weights being a1 and (1 - a1) a2."""
+    alphas = torch.tensor([0.3, 0.6], dtype=torch.float64, requires_grad=True)
+    found = depth_variance(sheets(alphas, 40), kernels, dtype=torch.float64)
+    one, other = alphas[0], (1 - alphas[0]) * alphas[1]
+    expected = one * other * (40 * STEP) ** 2 / (one + other).square()
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=0)
+    gradients = [torch.autograd.grad(value, alphas)[0] for value in (found, expected)]
+    torch.testing.assert_close(*gradients, rtol=1e-4, atol=0)
+
+
+def test_both_backends_have_the_same_depth_variance_and_gradient(rng):
+    jitter, found = torch.rand(1, 16, 16, generator=rng), []
+    for kernels in ("auto", "torch"):
+        strength = torch.tensor(12.0, requires_grad=True)
+        query = lambda p, d, s=strength: (s * ball(density=1.0)(p)[0], p.abs())  # noqa: E731
+        config = RenderConfig(kernels=kernels)
+        image = render(
+            query, full_grid(), orbit([30.0]), 16, config, torch.ones(3), jitter,
+            depth_variance=True,
+        )  # fmt: skip
+        found.append((image.depth_variance, *torch.autograd.grad(image.depth_variance, strength)))
+    assert found[0][0] > 1e-3
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-6)
 
 
 def test_lambertian_light_makes_the_far_side_darker_and_textureless_hides_colour():

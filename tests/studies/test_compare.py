@@ -110,7 +110,7 @@ def test_a_folder_of_an_earlier_version_is_refused(runs, rabbit):
         ("a mug", {"overrides": {"nonsense": 1}}, "no setting 'nonsense'"),
         ("a mug", {"arms": "D@scale=1000"}, "edit.scale must be .* 100"),
         ("a mug", {"arms": "D@ascent_steps=12"}, "below steps = 12"),
-        ("a mug", {"arms": "B@sds.guidance=1"}, "sds.guidance"),
+        ("a mug", {"arms": "B@distill.guidance=1"}, "distill.guidance"),
     ],
 )
 def test_mistakes_are_one_sentence_before_anything_runs(runs, rabbit, prompt, arguments, message):

@@ -45,7 +45,12 @@ def configurations():
     toybox = preset("toybox", "a rabbit")
     paper = preset("paper", 'a rabbit\'s "friend"; rm -rf $HOME')
     yield toybox
-    changes = {"steps": 100, "seed": 7, "sds.guidance_scale": 30.0, "camera.distance": [1.5, 2.0]}
+    changes = {
+        "steps": 100,
+        "seed": 7,
+        "distill.guidance_scale": 30.0,
+        "camera.distance": [1.5, 2.0],
+    }
     yield with_overrides(toybox, changes)
     changes = {"negative_prompt": "a hat", "model.dtype": "float32", "field.blob_radius": 0.3}
     yield with_overrides(toybox, changes)
