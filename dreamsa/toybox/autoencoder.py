@@ -70,7 +70,7 @@ def encode_images(
     chunks = []
     for start in range(0, len(dataset), batch):
         index = np.arange(start, min(start + batch, len(dataset)))
-        images = dataset.over(index, grey_backgrounds(len(index), rng)).to(model.device)
+        images = dataset.over(index, grey_backgrounds(len(index), rng), model.device)
         chunks.append(model.encode(images * 2 - 1).latents.half().cpu())
     return torch.cat(chunks)
 

@@ -1,8 +1,8 @@
 """Captions of toybox images, and the pairs held out of the text-to-image model's training."""
 
 from dreamsa.choices import View
-from dreamsa.config import ViewConfig
-from dreamsa.guidance.prompts import view_text
+from dreamsa.config import TOYBOX_WORDING, ViewConfig
+from dreamsa.guidance.prompts import Angles, view_of, view_text
 from dreamsa.toybox.shapes import COLOUR_SYNONYMS, COLOURS, TOYS
 
 HELD_OUT: frozenset[tuple[str, str]] = frozenset(
@@ -27,14 +27,18 @@ LOOK_ALIKE: frozenset[str] = frozenset(
 )
 """Objects whose views are ambiguous: front, back and mostly side differ by shading at most."""
 
-CHIRAL: frozenset[str] = frozenset({"mug"})
-"""Objects whose front mirrors their back, so that mirroring an image changes its view."""
+CHIRAL: frozenset[str] = frozenset({"apple", "boat", "cactus", "donut", "gas can", "house", "mug"})
+"""Objects that are not mirrored: a mirrored image shows no view of an object whose left and right
+halves differ. (The boat's are equal.)"""
 
 _OTHER_WORDS = "a an the of natural front side back overhead view ,"
+_ANGLE_WORDS = "azimuth elevation 0 1 2 3 4 5 6 7 8 9 + -"
 WORDS: tuple[str, ...] = tuple(
-    dict.fromkeys(" ".join((*TOYS, *COLOURS, *COLOUR_SYNONYMS, _OTHER_WORDS)).split())
+    dict.fromkeys(" ".join((*TOYS, *COLOURS, *COLOUR_SYNONYMS, _OTHER_WORDS, _ANGLE_WORDS)).split())
 )
 """Every word of every caption. The tokenizer depends on their order."""
+
+_WITH_ANGLES = ViewConfig(wording=TOYBOX_WORDING)
 
 
 def article(phrase: str) -> str:
@@ -42,9 +46,15 @@ def article(phrase: str) -> str:
 
 
 def caption(
-    name: str, colour: str | None = None, view: View | None = None, views: ViewConfig = ViewConfig()
+    name: str, colour: str | None = None, view: View | None = None, angles: Angles | None = None
 ) -> str:
-    """ "an ebony gas can, side view"; without `view`, "an ebony gas can"."""
+    """The caption of an image: "an ebony gas can, side view, azimuth 105, elevation +15".
+
+    Angles imply the view. Without them, "an ebony gas can, side view"; without a view either, "an
+    ebony gas can".
+    """
     phrase = f"{colour} {name}" if colour else name
     phrase = f"{article(phrase)} {phrase}"
-    return view_text(views, phrase, view) if view else phrase
+    if angles:
+        return view_text(_WITH_ANGLES, phrase, view or view_of(*angles), angles)
+    return view_text(ViewConfig(), phrase, view) if view else phrase

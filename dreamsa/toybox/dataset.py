@@ -1,9 +1,14 @@
 """Labelled images of the toybox for training, rendered once in shards and kept as RGBA bytes."""
 
+import multiprocessing
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
+import numba
 import numpy as np
 import torch
 from jaxtyping import Float, Float32, Int, Int16, UInt8
@@ -12,7 +17,7 @@ from torch import Tensor
 from dreamsa.choices import VIEWS
 from dreamsa.config import CameraConfig
 from dreamsa.files import write_atomic
-from dreamsa.guidance.prompts import view_of
+from dreamsa.guidance.prompts import ANGLE_STEP_DEG, nearest_angles, view_of
 from dreamsa.media import to_uint8
 from dreamsa.randomness import seed_for
 from dreamsa.rendering.cameras import sample_cameras
@@ -24,9 +29,11 @@ NAMES = tuple(TOYS)
 COLOUR_NAMES = (None, *COLOURS)
 """Index 0 is an object in its natural colours."""
 AMBIGUOUS = -1
-"""The view label of a camera near the border between two views."""
+"""The label of a camera that no single view or azimuth describes."""
 BORDER_DEG = 10.0
 """Half the width of the borders between views."""
+STEEP_DEG = 70
+"""Elevation from which azimuths are ambiguous."""
 
 TOYBOX_CAMERA = CameraConfig(
     elevation_deg=(-10.0, 90.0),
@@ -41,24 +48,30 @@ JUDGE_CAMERA = replace(
     TOYBOX_CAMERA, distance=(1.3, 2.2), focal=(0.9, 1.35), look_at_jitter=0.05, up_jitter=0.06
 )
 
+Labels = Int16[np.ndarray, "n 4"]
+"""Indices into NAMES and COLOUR_NAMES; azimuth in [0, 360] and elevation, rounded to degrees."""
+
 
 @dataclass(frozen=True)
 class ImageSet:
     """Labelled images, premultiplied so that they can be composited over any background."""
 
     rgba: UInt8[np.ndarray, "n h w 4"]  # colour times opacity
-    labels: Int16[np.ndarray, "n 3"]  # object, colour (0 = natural), view (or AMBIGUOUS)
+    labels: Labels
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def over(
-        self, index: Int[np.ndarray, "b"], background: Float[np.ndarray, "#b #h #w 3"]
+        self,
+        index: Int[np.ndarray, "b"],
+        background: Float[np.ndarray, "#b #h #w 3"],
+        device: torch.device | str = "cpu",
     ) -> Float32[Tensor, "b 3 h w"]:
-        """Composite the images `index` over `background`, all in [0, 1]."""
-        rgba = self.rgba[index].astype(np.float32) / 255
-        rgb = rgba[..., :3] + (1 - rgba[..., 3:]) * background
-        return torch.from_numpy(np.ascontiguousarray(np.moveaxis(rgb, -1, 1), dtype=np.float32))
+        """Composite the images `index` over `background`, all in [0, 1], on a device."""
+        rgba = torch.from_numpy(self.rgba[index]).to(device).movedim(-1, 1).float() / 255
+        behind = torch.from_numpy(background).to(device).movedim(-1, 1).float()
+        return (rgba[:, :3] + (1 - rgba[:, 3:]) * behind).contiguous()
 
 
 def view_label(azimuth_deg: float, elevation_deg: float) -> int:
@@ -67,6 +80,12 @@ def view_label(azimuth_deg: float, elevation_deg: float) -> int:
     steps = ((BORDER_DEG, 0), (-BORDER_DEG, 0), (0, BORDER_DEG), (0, -BORDER_DEG))
     clear = all(view_of(azimuth_deg + a, elevation_deg + e) == view for a, e in steps)
     return VIEWS.index(view) if clear else AMBIGUOUS
+
+
+def azimuth_label(azimuth_deg: float, elevation_deg: float) -> int:
+    """Azimuth in multiples of ANGLE_STEP_DEG; AMBIGUOUS from STEEP_DEG of elevation."""
+    azimuth, _ = nearest_angles(azimuth_deg, elevation_deg)
+    return azimuth // ANGLE_STEP_DEG if elevation_deg < STEEP_DEG else AMBIGUOUS
 
 
 def render_images(count: int, seed: int, judge: bool = False, resolution: int = 64) -> ImageSet:
@@ -80,7 +99,7 @@ def render_images(count: int, seed: int, judge: bool = False, resolution: int = 
     rng = np.random.default_rng(seed_for(seed, 0, stream))
     torch_rng = torch.Generator().manual_seed(seed_for(seed, 1, stream))
     rgba = np.empty((count, resolution, resolution, 4), np.uint8)
-    labels = np.empty((count, 3), np.int16)
+    labels = np.empty((count, 4), np.int16)
     for i in range(count):
         while True:
             name = int(rng.integers(len(NAMES)))
@@ -93,7 +112,8 @@ def render_images(count: int, seed: int, judge: bool = False, resolution: int = 
         render = render_solid(solid, camera, resolution, background=0.0, light=light)
         rgba[i, :, :, :3] = to_uint8(render.rgb[0])
         rgba[i, :, :, 3] = (render.opacity[0] * 255 + 0.5).astype(np.uint8)
-        labels[i] = name, colour, view_label(float(camera.azimuth_deg), float(camera.elevation_deg))
+        angles = float(camera.azimuth_deg), float(camera.elevation_deg)
+        labels[i] = name, colour, *map(round, angles)
     return ImageSet(rgba, labels)
 
 
@@ -105,19 +125,55 @@ def _random_light(rng: np.random.Generator, judge: bool) -> Light:
     return Light(30 + float(rng.normal(0, 8)), 55 + float(rng.normal(0, 5)))
 
 
+class _Shard(NamedTuple):
+    """The images from `start` on, of those of a seed."""
+
+    path: Path
+    start: int
+    size: int
+    seed: int
+    judge: bool
+
+
+def _render_shard(shard: _Shard) -> None:
+    images = render_images(shard.size, seed_for(shard.seed, shard.start, "shard"), shard.judge)
+    write_atomic(shard.path, partial(np.savez, rgba=images.rgba, labels=images.labels))
+
+
+def _use_one_thread() -> None:
+    torch.set_num_threads(1)
+    numba.set_num_threads(1)
+
+
+def _render_shards(shards: Sequence[_Shard], workers: int) -> None:
+    if workers == 1 or len(shards) <= 1:
+        for shard in shards:
+            _render_shard(shard)
+        return
+    context, count = multiprocessing.get_context("spawn"), min(workers, len(shards))
+    with ProcessPoolExecutor(count, context, _use_one_thread) as pool:
+        list(pool.map(_render_shard, shards))  # raises what a worker raised
+
+
 def cached_images(
-    folder: Path, count: int, seed: int, judge: bool = False, shard: int = 2000
+    folder: Path, count: int, seed: int, judge: bool = False, shard: int = 2000, workers: int = 1
 ) -> ImageSet:
-    """`render_images` in shards kept in `folder`, so that it can be resumed."""
+    """`render_images` in shards kept in `folder`, so that it can be resumed.
+
+    Args:
+        shard: Images per file.
+        workers: Processes that render; the images do not depend on it.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    rgba, labels = [], []
+    kind, shards = "judge" if judge else "renders", []
     for start in range(0, count, shard):
         size = min(shard, count - start)
-        path = folder / f"{'judge' if judge else 'pictures'}-{seed}-{start}-{size}.npz"
-        if not path.exists():
-            images = render_images(size, seed_for(seed, start, "shard"), judge)
-            write_atomic(path, partial(np.savez, rgba=images.rgba, labels=images.labels))
-        with np.load(path, allow_pickle=False) as file:
+        path = folder / f"{kind}-{seed}-{start}-{size}.npz"
+        shards.append(_Shard(path, start, size, seed, judge))
+    _render_shards([one for one in shards if not one.path.exists()], workers)
+    rgba, labels = [], []
+    for one in shards:
+        with np.load(one.path, allow_pickle=False) as file:
             rgba.append(file["rgba"])
             labels.append(file["labels"])
     return ImageSet(np.concatenate(rgba), np.concatenate(labels))

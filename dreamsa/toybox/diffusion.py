@@ -4,12 +4,13 @@
 # pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportCallIssue=false
 
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
 import torch
 from diffusers import AutoencoderTiny, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
-from jaxtyping import Float, Float32, Int
+from jaxtyping import Float, Float32
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import CLIPTextModel, CLIPTokenizer
@@ -17,7 +18,8 @@ from transformers import CLIPTextModel, CLIPTokenizer
 from dreamsa.guidance.noise import add_noise, per_view
 from dreamsa.randomness import generator_for, seed_for
 from dreamsa.toybox.autoencoder import LATENT_CHANNELS
-from dreamsa.toybox.dual_encoder import TEXT_WIDTH, draw_weights, random_captions, tokenize
+from dreamsa.toybox.dataset import Labels
+from dreamsa.toybox.dual_encoder import TEXT_WIDTH, drawer, random_captions, token_cache
 from dreamsa.toybox.fit import FitConfig, FitStep, fit
 
 UNCONDITIONAL = 0.1
@@ -60,7 +62,7 @@ def train_diffusion(
     text_encoder: CLIPTextModel,
     tokenizer: CLIPTokenizer,
     latents: Float[Tensor, "n 8 16 16"],
-    labels: Int[np.ndarray, "n 3"],
+    labels: Labels,
     config: FitConfig,
     seed: int,
     batch: int = 32,
@@ -72,31 +74,42 @@ def train_diffusion(
 
     Args:
         latents: Scaled, of any float dtype.
-        labels: Object, colour, view.
     """
     unet.to(memory_format=torch.channels_last)
     device = unet.device
     both = torch.nn.ModuleDict({"unet": unet, "text_encoder": text_encoder.requires_grad_(True)})
-    alpha_bar, weights = new_scheduler().alphas_cumprod.to(device), draw_weights(labels)
+    alpha_bar = new_scheduler().alphas_cumprod.to(device)
+    latents = latents.to(_place_for(latents, device))
+    draw, tokens_of = drawer(labels), token_cache(tokenizer)
 
     def loss_at(step: int) -> Tensor:
         rng = np.random.default_rng(seed_for(seed, step, "diffusion"))
-        torch_rng = generator_for(seed, step, "diffusion noise")
-        index = rng.choice(len(latents), size=batch, p=weights)
+        noise_rng = generator_for(seed, step, "diffusion noise", device)
+        index = draw(batch, rng)
         captions = random_captions(labels[index], rng)
         texts = [text if rng.random() >= UNCONDITIONAL else "" for text in captions]
-        clean = latents[torch.from_numpy(index)].float().to(device)
-        timesteps = torch.randint(0, 1000, (batch,), generator=torch_rng).to(device)
-        noise = torch.randn(clean.shape, generator=torch_rng).to(device)
+        clean = latents[torch.from_numpy(index).to(latents.device)].to(device).float()
+        timesteps = torch.randint(0, 1000, (batch,), generator=noise_rng, device=device)
+        noise = torch.randn(clean.shape, generator=noise_rng, device=device)
         a = per_view(alpha_bar[timesteps])
         noisy = add_noise(clean, noise, alpha_bar[timesteps])
         target = a.sqrt() * noise - (1 - a).sqrt() * clean
-        words = text_encoder(tokenize(tokenizer, texts).to(device)).last_hidden_state
+        words = text_encoder(tokens_of(texts).to(device)).last_hidden_state
         predicted = unet(noisy.to(memory_format=torch.channels_last), timesteps, words).sample
         return (predicted.float() - target).square().mean()
 
-    with sdpa_kernel(SDPBackend.MATH):  # a sixth faster on CPUs: flash attention suits many tokens
+    # a sixth faster on CPUs: flash attention suits many tokens
+    attention = sdpa_kernel(SDPBackend.MATH) if device.type == "cpu" else nullcontext()
+    with attention:
         yield from fit(folder, both, loss_at, config)
+
+
+def _place_for(latents: Tensor, device: torch.device) -> torch.device:
+    """The device if the latents take at most a quarter of its free memory, else the CPU."""
+    if device.type != "cuda":
+        return device
+    free, _ = torch.cuda.mem_get_info(device)
+    return device if 4 * latents.nbytes <= free else torch.device("cpu")
 
 
 def assemble(

@@ -3,7 +3,8 @@
 # Decorators of diffusers and transformers hide types:
 # pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportCallIssue=false, reportOptionalMemberAccess=false
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +25,19 @@ from transformers import (
 )
 
 from dreamsa.choices import VIEWS
+from dreamsa.guidance.prompts import ANGLE_STEP_DEG, nearest_angles
 from dreamsa.randomness import seed_for
 from dreamsa.toybox.captions import CHIRAL, LOOK_ALIKE, caption
-from dreamsa.toybox.dataset import AMBIGUOUS, COLOUR_NAMES, NAMES, ImageSet, wild_backgrounds
+from dreamsa.toybox.dataset import (
+    AMBIGUOUS,
+    COLOUR_NAMES,
+    NAMES,
+    ImageSet,
+    Labels,
+    azimuth_label,
+    view_label,
+    wild_backgrounds,
+)
 from dreamsa.toybox.fit import FitConfig, FitStep, fit
 from dreamsa.toybox.shapes import COLOUR_SYNONYMS
 from dreamsa.toybox.tokenizer import MAX_LENGTH
@@ -34,8 +45,16 @@ from dreamsa.toybox.tokenizer import MAX_LENGTH
 TEXT_WIDTH = 128
 
 VIEW_PHRASES = [f"{view} view" for view in VIEWS]
-PHRASES = (list(NAMES), [name or "natural" for name in COLOUR_NAMES], VIEW_PHRASES)
-"""The bare words for objects, colours and views, in the order of the labels."""
+AZIMUTH_PHRASES = [f"azimuth {azimuth:03d}" for azimuth in range(0, 360, ANGLE_STEP_DEG)]
+PHRASES = (
+    list(NAMES),
+    [name or "natural" for name in COLOUR_NAMES],
+    VIEW_PHRASES,
+    AZIMUTH_PHRASES,
+)
+"""The bare words for objects, colours, views and azimuths."""
+
+_caption, _view_label = cache(caption), cache(view_label)  # for every image of every step
 
 
 class PooledResNet(ResNetModel):
@@ -54,16 +73,13 @@ class PooledResNet(ResNetModel):
 def new_dual_encoder(tokenizer: CLIPTokenizer) -> VisionTextDualEncoderModel:
     """A four-stage ResNet and a three-layer CLIP text encoder."""
     text = CLIPTextConfig(
-        vocab_size=len(tokenizer),
         hidden_size=TEXT_WIDTH,
         intermediate_size=4 * TEXT_WIDTH,
         projection_dim=TEXT_WIDTH,
         num_hidden_layers=3,
         num_attention_heads=4,
         max_position_embeddings=MAX_LENGTH,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
+        **_vocabulary_settings(tokenizer),
     )
     vision = ResNetConfig(
         num_channels=3,
@@ -74,6 +90,16 @@ def new_dual_encoder(tokenizer: CLIPTokenizer) -> VisionTextDualEncoderModel:
     )
     vision.hidden_size = 192  # of the last stage; VisionTextDualEncoderModel reads it here
     return _join(vision, text)
+
+
+def _vocabulary_settings(tokenizer: CLIPTokenizer) -> dict[str, Any]:
+    """The settings of a text encoder that depend on its tokenizer."""
+    return {
+        "vocab_size": len(tokenizer),
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
 
 
 def _join(vision: ResNetConfig, text: CLIPTextConfig) -> VisionTextDualEncoderModel:
@@ -90,6 +116,40 @@ def load_dual_encoder(folder: Path | str) -> VisionTextDualEncoderModel:
     return model.float().eval()
 
 
+def text_encoder_with(
+    model: CLIPTextModel, old: CLIPTokenizer, new: CLIPTokenizer
+) -> CLIPTextModel:
+    """A text encoder for another vocabulary.
+
+    A token that both vocabularies have keeps its embedding; a new one starts as the mean of the
+    tokens that spell it.
+    """
+    config = CLIPTextConfig.from_dict(model.config.to_dict() | _vocabulary_settings(new))
+    state = model.state_dict()
+    name = next(key for key in state if key.endswith("token_embedding.weight"))
+    known, ids = old.get_vocab(), new.get_vocab()
+    spelled = [
+        [known[token]]
+        if token in known
+        else old(token.removesuffix("</w>"), add_special_tokens=False).input_ids
+        for token in sorted(ids, key=ids.__getitem__)
+    ]
+    extended = CLIPTextModel(config)
+    rows = torch.stack([state[name][tokens].mean(0) for tokens in spelled])
+    extended.load_state_dict({**state, name: rows})
+    return extended
+
+
+def with_vocabulary(
+    model: VisionTextDualEncoderModel, old: CLIPTokenizer, new: CLIPTokenizer
+) -> VisionTextDualEncoderModel:
+    """A dual encoder whose text encoder has another vocabulary, see `text_encoder_with`."""
+    text = text_encoder_with(model.text_model, old, new)
+    extended = _join(model.vision_model.config, text.config)
+    extended.load_state_dict(model.state_dict() | text.state_dict(prefix="text_model."))
+    return extended
+
+
 def tokenize(
     tokenizer: CLIPTokenizer, texts: Sequence[str], length: int = MAX_LENGTH
 ) -> Int64[Tensor, "n {length}"]:
@@ -99,32 +159,56 @@ def tokenize(
     ).input_ids
 
 
-def random_captions(labels: Int[np.ndarray, "n 3"], rng: np.random.Generator) -> list[str]:
-    """One caption per label, with random variations: synonyms, "the", no view.
+def token_cache(tokenizer: CLIPTokenizer) -> Callable[[Sequence[str]], Int64[Tensor, "n length"]]:
+    """`tokenize`, but each text only once: 1,024 texts take longer than a step on a GPU."""
+    rows: dict[str, np.ndarray] = {}
 
-    The view is left out in a tenth of the captions, and where it is ambiguous.
+    def tokens_of(texts: Sequence[str]) -> Tensor:
+        new = [text for text in dict.fromkeys(texts) if text not in rows]
+        if new:
+            rows.update(zip(new, tokenize(tokenizer, new).numpy(), strict=True))
+        return torch.from_numpy(np.stack([rows[text] for text in texts]))
+
+    return tokens_of
+
+
+def random_captions(labels: Labels, rng: np.random.Generator) -> list[str]:
+    """One caption per label, with random variations: synonyms, "the", no angles, no view.
+
+    A tenth names neither view nor angles; another tenth names no angles where the view is clear.
     """
     texts = []
-    for name, colour, view in labels:
+    for name, colour, azimuth, elevation in labels.tolist():
         word = COLOUR_NAMES[colour]
         if rng.random() < 0.4:
             word = next((other for other, meant in COLOUR_SYNONYMS.items() if meant == word), word)
-        with_view = rng.random() < 0.9 and view != AMBIGUOUS
-        text = caption(NAMES[name], word, VIEWS[view] if with_view else None)
+        kind, view = rng.random(), _view_label(azimuth, elevation)
+        if kind < 0.1:
+            text = _caption(NAMES[name], word)
+        elif kind < 0.2 and view != AMBIGUOUS:
+            text = _caption(NAMES[name], word, VIEWS[view])
+        else:
+            text = _caption(NAMES[name], word, angles=nearest_angles(azimuth, elevation))
         texts.append("the" + text[text.index(" ") :] if rng.random() < 0.1 else text)
     return texts
 
 
 def _shifted(dataset: ImageSet, rng: np.random.Generator, max_shift: int = 4) -> ImageSet:
-    """Shift images by up to `max_shift` pixels; mirror half of those that are not CHIRAL."""
+    """Shift images by up to `max_shift` pixels; mirror half of those that are not CHIRAL.
+
+    The azimuth of a mirrored image is the negative.
+    """
     margin = (max_shift, max_shift)
     padded = np.pad(dataset.rgba, ((0, 0), margin, margin, (0, 0)))
     size, shifted = dataset.rgba.shape[1], np.empty_like(dataset.rgba)
+    labels = dataset.labels.copy()
     for i, (y, x) in enumerate(rng.integers(0, 2 * max_shift + 1, (len(dataset), 2))):
         image = padded[i, y : y + size, x : x + size]
-        mirror = rng.random() < 0.5 and NAMES[dataset.labels[i, 0]] not in CHIRAL
-        shifted[i] = image[:, ::-1] if mirror else image
-    return ImageSet(shifted, dataset.labels)
+        mirrored = rng.random() < 0.5 and NAMES[labels[i, 0]] not in CHIRAL
+        shifted[i] = image[:, ::-1] if mirrored else image
+        if mirrored:
+            labels[i, 2] = -labels[i, 2] % 360
+    return ImageSet(shifted, labels)
 
 
 def _blurred(images: Tensor, rng: np.random.Generator) -> Tensor:
@@ -152,17 +236,16 @@ def train_dual_encoder(
     each kind of PHRASES.
     """
     model.vision_model.to(memory_format=torch.channels_last)
-    weights = draw_weights(dataset.labels)
+    draw = drawer(dataset.labels)
     phrases = [tokenize(tokenizer, texts).to(model.device) for texts in PHRASES]
 
     def loss_at(step: int) -> Tensor:
         rng = np.random.default_rng(seed_for(seed, step, "dual encoder"))
-        index = rng.choice(len(dataset), size=batch, p=weights)
-        labels = dataset.labels[index]
-        shifted = _shifted(ImageSet(dataset.rgba[index], labels), rng)
-        images = _blurred(shifted.over(np.arange(batch), wild_backgrounds(batch, rng)), rng)
+        index = draw(batch, rng)
+        chosen = _shifted(ImageSet(dataset.rgba[index], dataset.labels[index]), rng)
+        images = _blurred(chosen.over(np.arange(batch), wild_backgrounds(batch, rng)), rng)
         images = images.to(model.device, memory_format=torch.channels_last)
-        texts = random_captions(labels, rng)
+        texts = random_captions(chosen.labels, rng)
         tokens = tokenize(tokenizer, texts).to(model.device)
         image_features, text_features = features(model, images, tokens)
         scale = model.logit_scale.clamp(max=4.6).exp()
@@ -171,7 +254,9 @@ def train_dual_encoder(
         same = same / same.sum(1, keepdim=True)
         loss = (cross_entropy(logits.float(), same) + cross_entropy(logits.T.float(), same)) / 2
         for kind, tokens in enumerate(phrases):
-            targets = torch.from_numpy(targets_of(labels, kind)).to(logits.device)
+            targets = torch.from_numpy(targets_of(chosen.labels, kind)).to(logits.device)
+            if (targets < 0).all():
+                continue
             words = normalize(model.get_text_features(tokens).pooler_output.float(), dim=-1)
             loss = loss + cross_entropy((scale * image_features @ words.T).float(), targets)
         return loss
@@ -179,18 +264,35 @@ def train_dual_encoder(
     yield from fit(folder, model, loss_at, config)
 
 
-def targets_of(labels: Int[np.ndarray, "n 3"], kind: int) -> Int64[np.ndarray, "n"]:
-    """The labels of one kind; ambiguous views are -100, which cross-entropy ignores."""
-    targets = labels[:, kind].astype(np.int64)
+def targets_of(labels: Labels, kind: int) -> Int64[np.ndarray, "n"]:
+    """Indices into PHRASES[kind]. Views and azimuths that are ambiguous are -100, which
+    cross-entropy ignores."""
     if PHRASES[kind] is VIEW_PHRASES:
-        targets[[NAMES[name] in LOOK_ALIKE or view == AMBIGUOUS for name, _, view in labels]] = -100
+        label_of = view_label
+    elif PHRASES[kind] is AZIMUTH_PHRASES:
+        label_of = azimuth_label
+    else:
+        return labels[:, kind].astype(np.int64)
+    targets = np.full(len(labels), -100, np.int64)
+    for i, (name, _, azimuth, elevation) in enumerate(labels.tolist()):
+        label = label_of(azimuth, elevation)
+        if NAMES[name] not in LOOK_ALIKE and label != AMBIGUOUS:
+            targets[i] = label
     return targets
 
 
-def draw_weights(labels: Int[np.ndarray, "n 3"]) -> Float64[np.ndarray, "n"]:
+def draw_weights(labels: Labels) -> Float64[np.ndarray, "n"]:
     """Probability of each image, doubled for objects with a front: views are hard to learn."""
     weights = np.array([1.0 if NAMES[name] in LOOK_ALIKE else 2.0 for name in labels[:, 0]])
     return weights / weights.sum()
+
+
+def drawer(labels: Labels) -> Callable[[int, np.random.Generator], Int64[np.ndarray, "count"]]:
+    """Draws indices as `rng.choice(n, count, p=draw_weights(labels))` does, which sums up all
+    weights in every call."""
+    cumulative = draw_weights(labels).cumsum()
+    cumulative /= cumulative[-1]
+    return lambda count, rng: cumulative.searchsorted(rng.random(count), side="right")
 
 
 def features(

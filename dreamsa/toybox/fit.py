@@ -4,7 +4,7 @@ import json
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from math import cos, pi
+from math import cos, isfinite, pi
 from pathlib import Path
 from statistics import median
 from typing import NamedTuple
@@ -94,11 +94,6 @@ def fit(
             group["lr"] = cosine_lr(step, config)
         with torch.autocast(device.type, torch.bfloat16, enabled=config.bfloat16):
             loss = loss_at(step)
-        if not torch.isfinite(loss):
-            raise RuntimeError(
-                f"The loss became {loss.item()} at step {step}. "
-                "Lower the learning rate; the last checkpoint is complete."
-            )
         optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(trained, 1.0)
@@ -106,7 +101,12 @@ def fit(
         decay = min(config.ema, (1 + step) / (10 + step))
         values = [p.detach() for p in parameters.values()]
         torch._foreach_lerp_(list(average.values()), values, 1 - decay)
-        losses.append(loss.item())
+        losses.append(loss.item())  # waits for the device, once a step
+        if not isfinite(losses[-1]):
+            raise RuntimeError(
+                f"The loss became {losses[-1]} at step {step}. "
+                "Lower the learning rate; the last checkpoint is complete."
+            )
         step += 1
         if step % config.log_every == 0:
             now = time.monotonic()

@@ -17,10 +17,11 @@ START, END = "<|startoftext|>", "<|endoftext|>"
 def new_tokenizer() -> CLIPTokenizer:
     """Byte-level BPE: 512 bytes (inside and ending a word), the merges of WORDS, start, end."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    final = [f"{symbol}</w>" for symbol in alphabet]
     trainer = trainers.BpeTrainer(
         vocab_size=4096,
         min_frequency=1,
-        initial_alphabet=alphabet,
+        special_tokens=[*alphabet, *final],  # in a fixed order, which settles ties between merges
         end_of_word_suffix="</w>",
         show_progress=False,
     )
@@ -29,7 +30,6 @@ def new_tokenizer() -> CLIPTokenizer:
     learner.train_from_iterator(WORDS, trainer)
     learned = sorted(learner.get_vocab().items(), key=lambda item: item[1])
     words = [token for token, _ in learned if len(token.removesuffix("</w>")) > 1]
-    final = [f"{symbol}</w>" for symbol in alphabet]
     tokens = dict.fromkeys([*alphabet, *final, *words, START, END])
     merges: list[list[str]] = json.loads(learner.to_str())["model"]["merges"]
     return CLIPTokenizer(

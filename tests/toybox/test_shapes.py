@@ -1,8 +1,16 @@
 import numpy as np
 import pytest
 
-from dreamsa.toybox.captions import HELD_OUT
-from dreamsa.toybox.shapes import COLOURS, RADIUS, TOYS, build, distances
+from dreamsa.toybox.captions import CHIRAL, HELD_OUT
+from dreamsa.toybox.shapes import (
+    COLOURS,
+    RADIUS,
+    TOYS,
+    _frame,
+    build,
+    distances,
+    scene_distance,
+)
 
 
 def points_in_ball(n, radius, seed=0):
@@ -43,6 +51,28 @@ def test_distances_never_overshoot(name):
     direction /= np.linalg.norm(direction, axis=1, keepdims=True)
     moved = distances(solid, points + 0.85 * d[:, None] * direction)
     assert (moved[outside] > -1e-3).mean() > 0.999
+
+
+@pytest.mark.parametrize("name", TOYS)
+def test_objects_that_are_not_chiral_are_mirror_symmetric_in_y(name):
+    """In shape and in colours, about the plane that the framing moved to -y * scale; up to the
+    order in which the rabbit's parts are blended."""
+    solid, (centre, scale) = build(name), _frame(name)
+    points = points_in_ball(20_000, 0.55)
+    mirrored = points * [1, -1, 1] - [0, 2 * centre[1] * scale, 0]
+    d = distances(solid, points)
+    asymmetry = np.abs(d - distances(solid, mirrored)).max()
+    if name in CHIRAL - {"boat"}:
+        assert asymmetry > 0.02
+        return
+    assert asymmetry < 1e-3
+    near = np.abs(d) < 0.02
+
+    def colours(points):
+        owners = [scene_distance(solid.kinds, solid.rows, *point)[1] for point in points]
+        return solid.colours[owners]
+
+    np.testing.assert_array_equal(colours(points[near]), colours(mirrored[near]))
 
 
 def test_primitives_equal_closed_forms():

@@ -19,3 +19,11 @@ def test_a_saved_tokenizer_loads_unchanged(tmp_path):
     text = "an ebony gas can, side view"
     assert loaded(text).input_ids == new_tokenizer()(text).input_ids
     assert loaded.model_max_length == MAX_LENGTH
+
+
+def test_token_ids_do_not_depend_on_chance():
+    """Merges of equal frequency are ordered, so that an interrupted training can be resumed."""
+    first, second = new_tokenizer(), new_tokenizer()
+    assert first.get_vocab() == second.get_vocab()
+    text = "a zebra of quartz, azimuth 105"
+    assert first(text).input_ids == second(text).input_ids
