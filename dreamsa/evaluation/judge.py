@@ -18,6 +18,7 @@ from torch.nn.functional import interpolate, normalize
 
 from dreamsa.assets import asset
 from dreamsa.choices import VIEWS
+from dreamsa.guidance.prompts import ANGLE_STEP_DEG
 from dreamsa.media import Images
 from dreamsa.toybox.shapes import COLOURS, TOYS
 
@@ -38,6 +39,7 @@ class Verdict(NamedTuple):
     objects: Float[Tensor, "b objects"]  # in the order of TOYS
     colours: Float[Tensor, "b colours"]  # in the order of COLOURS
     views: Float[Tensor, "b views"]  # in the order of VIEWS
+    azimuths: Float[Tensor, "b azimuths"]  # 0 to 345 degrees; noise unless `names_azimuths`
 
 
 @dataclass
@@ -101,13 +103,23 @@ class Judge:
 
     @cached_property
     def _word_features(self) -> tuple[Tensor, ...]:
-        words = (list(TOYS), list(COLOURS), [f"{view} view" for view in VIEWS])
+        words = (
+            list(TOYS),
+            list(COLOURS),
+            [f"{view} view" for view in VIEWS],
+            [f"azimuth {azimuth:03d}" for azimuth in range(0, 360, ANGLE_STEP_DEG)],
+        )
         return tuple(map(self.text_features, words))
 
     def __call__(self, images: Images) -> Verdict:
         """Classify images in [0, 1]."""
         features, scale = self.image_features(images), self.scale
         return Verdict(*((scale * features @ words.T).softmax(1) for words in self._word_features))
+
+    @property
+    def names_azimuths(self) -> bool:
+        """Whether azimuths were among the words of its training."""
+        return self.name == EMBEDDED and len(self.tokenizer.tokenize("azimuth")) == 1
 
     @property
     def scale(self) -> float:

@@ -1,6 +1,6 @@
 """Measures of an object and of an edit, as pure functions of images and features.
 
-PSNR is `dreamsa.statistics.psnr`, so that the toybox can use it too.
+PSNR of complete images is `dreamsa.statistics.psnr`, so that the toybox can use it too.
 """
 
 import torch
@@ -59,3 +59,23 @@ def silhouette_iou(a: Float[Tensor, "b h w"], b: Float[Tensor, "b h w"]) -> Floa
     one, other = a > 0.5, b > 0.5
     both, either = (one & other).sum((1, 2)).float(), (one | other).sum((1, 2)).float()
     return torch.where(either > 0, both / either.clamp(min=1), torch.ones_like(either))
+
+
+def half_opaque_fraction(opacity: Float[Tensor, "b h w"]) -> float | None:
+    """Of the pixels with opacity above 0.1, the fraction below 0.9; None if there are none."""
+    visible = opacity[opacity > 0.1]
+    return float((visible < 0.9).float().mean()) if len(visible) else None
+
+
+def fog(opacity: Float[Tensor, "b h w"]) -> float | None:
+    """Mean of 4 a (1 - a) over the pixels with opacity a above 0.02; None if there are none."""
+    visible = opacity[opacity > 0.02].clamp(max=1)
+    return float((4 * visible * (1 - visible)).mean()) if len(visible) else None
+
+
+def masked_psnr(
+    one: Float[Tensor, "b 3 h w"], other: Float[Tensor, "b 3 h w"], mask: Bool[Tensor, "b h w"]
+) -> float:
+    """PSNR over the pixels of all images inside a mask, dB; 100 if equal or without pixels."""
+    error = (one - other).square().movedim(1, -1)[mask]
+    return float(-10 * error.mean().clamp(min=1e-10).log10()) if len(error) else 100.0

@@ -40,7 +40,8 @@ tbody tr:nth-child(odd) { background: #f4f4f7 }
 small { color: #666; white-space: nowrap } td small { display: block }
 .wide { overflow-x: auto } svg { max-width: 100%; height: auto }
 figure { margin: .6rem 0; display: flex; gap: .6rem; align-items: center; flex-wrap: wrap }
-figcaption { flex: 0 0 13rem; font-size: .9rem } figure img { max-width: 100% }
+figcaption { flex: 0 0 13rem; font-size: .9rem } figcaption small { white-space: normal }
+figure img { max-width: 100% }
 .strip { flex: 1 1 30rem; min-width: 0 } .turn { height: 6rem }
 .hit { color: #17692c } .miss { color: #a3242b }
 .claim { font-size: 1.1rem; padding: .6rem 1rem; background: #eef3ff;
@@ -181,7 +182,8 @@ def _parent_strip(parent: Run, path: Path) -> Path:
     return path
 
 
-def _figure(caption: str, *images: str) -> str:
+def figure(caption: str, *images: str) -> str:
+    """Images beside a caption of HTML."""
     return f"<figure><figcaption>{caption}</figcaption>{''.join(images)}</figure>"
 
 
@@ -199,7 +201,7 @@ def _turntable(run: Run | None) -> str:
 def _trial_figure(trial: Trial) -> str:
     caption = f"{_arm(trial.arm)}, seed {trial.seed}: {_outcome(result_of(trial.folder))}"
     views = image(trial.folder / "views.png", f"eight views of {trial.prompt}")
-    return _figure(caption, views, _turntable(newest_run(trial.folder)))
+    return figure(caption, views, _turntable(newest_run(trial.folder)))
 
 
 def _times(results: Results) -> str:
@@ -223,7 +225,7 @@ def write_comparison(comparison: Comparison) -> Path:
             verdict(results) or [f"{MODEL_ARM} was not compared with another arm: no conclusion."]
         ),
         "<h2>Before and after</h2>",
-        _figure(f"<b>parent</b> {escape(parent.prompt)}", before, _turntable(parent)),
+        figure(f"<b>parent</b> {escape(parent.prompt)}", before, _turntable(parent)),
         *(_trial_figure(comparison.trial(arm, seeds[0])) for arm in results),
     ]
     if len(seeds) > 1:
@@ -358,11 +360,11 @@ def _gallery(benchmark: EditBenchmark) -> Iterable[str]:
         yield f"<h3>{edit} <small>{escape(pair.kind)}</small></h3>"
         parent = Run(comparison.parent)
         before = _parent_strip(parent, parent.path.parent / "views.png")
-        yield _figure("<b>parent</b>", image(before, f"eight views of {pair.source}"))
+        yield figure("<b>parent</b>", image(before, f"eight views of {pair.source}"))
         for arm in benchmark.arms:
             folders = {seed: benchmark.trial_folder(pair, arm, seed) for seed in benchmark.seeds}
             outcomes = ", ".join(
                 f"{seed}: {_outcome(result_of(folder))}" for seed, folder in folders.items()
             )
             views = image(folders[first] / "views.png", f"eight views of {pair.prompt}")
-            yield _figure(f"{_arm(arm)}<br><small>seed {outcomes}</small>", views)
+            yield figure(f"{_arm(arm)}<br><small>seed {outcomes}</small>", views)

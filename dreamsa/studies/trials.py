@@ -149,7 +149,8 @@ def load_quarters(path: Path) -> Float[Tensor, "4 3 h w"]:
 
 
 @lru_cache(maxsize=2)
-def _judge(name: str) -> Judge:
+def shared_judge(name: str) -> Judge:
+    """`Judge.load`, cached."""
     return Judge.load(name)
 
 
@@ -164,7 +165,7 @@ def _facts(trial: Trial) -> Result:
 
 def _judged(trial: Trial, run: Run) -> Result:
     """The result of a finished run. Only `seconds` depends on the machine's speed."""
-    judge, parent, camera = _judge(trial.recipe.judge), Run(trial.parent), run.config.camera
+    judge, parent, camera = shared_judge(trial.recipe.judge), Run(trial.parent), run.config.camera
     old, new = finished_scene(parent), finished_scene(run)
     before, after = (fixed_views(scene, camera, resolution=judge.size) for scene in (old, new))
     write_png(strip(after.rgb), trial.folder / "views.png")

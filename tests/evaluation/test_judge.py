@@ -9,7 +9,7 @@ import torch
 from dreamsa.assets import asset
 from dreamsa.evaluation.judge import EMBEDDED, Judge, JudgeNotFound, absolute_judge, locate_judge
 from dreamsa.toybox.dataset import render_images, wild_backgrounds
-from dreamsa.toybox.dual_encoder import targets_of
+from dreamsa.toybox.dual_encoder import PHRASES, targets_of
 
 
 def test_the_embedded_judge_names_unseen_renders():
@@ -22,6 +22,16 @@ def test_the_embedded_judge_names_unseen_renders():
     assert (verdict.colours.argmax(1).numpy() + 1 == colours)[named].mean() >= 0.97
     views = targets_of(dataset.labels, 2)
     assert (verdict.views.argmax(1).numpy() == views)[views >= 0].mean() >= 0.9
+
+
+def test_the_judge_spells_the_words_of_its_training():
+    """Azimuths too, also a judge that was trained before they had words."""
+    judge = Judge.load()
+    verdict = judge(torch.full((2, 3, 64, 64), 0.5))
+    objects, (_, *colours), views, azimuths = PHRASES
+    assert list(judge._text_cache) == [tuple(w) for w in (objects, colours, views, azimuths)]
+    for probabilities in verdict:
+        torch.testing.assert_close(probabilities.sum(1), torch.ones(2))
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +70,7 @@ def test_a_clip_folder_judges_as_transformers_does(clip_folder, rng):
         ).logits_per_image
     probabilities = judge.probabilities(images, texts)
     torch.testing.assert_close(probabilities, logits.softmax(1), atol=1e-4, rtol=1e-3)
-    assert judge(images).objects.shape[0] == 3
+    assert [tuple(p.shape) for p in judge(images)] == [(3, 23), (3, 12), (3, 4), (3, 24)]
 
 
 def test_images_of_other_sizes_are_resized(clip_folder, rng):

@@ -47,3 +47,23 @@ def test_silhouettes_by_hand():
     a, b = torch.zeros(3, 4, 4), torch.zeros(3, 4, 4)
     a[0, :2], b[0, 1:3], a[2, :2] = 0.9, 0.9, 0.9
     assert metrics.silhouette_iou(a, b).tolist() == [pytest.approx(1 / 3), 1.0, 0.0]
+
+
+def test_half_opaque_pixels_are_a_fraction_of_the_visible_ones():
+    opacity = torch.tensor([[[0.0, 0.05, 0.5, 1.0]]])
+    assert metrics.half_opaque_fraction(opacity) == 0.5
+    assert metrics.half_opaque_fraction(0 * opacity) is None
+
+
+def test_fog_is_1_at_half_opacity_and_0_for_solids():
+    assert metrics.fog(torch.tensor([[[0.5, 0.0]]])) == 1
+    assert metrics.fog(torch.tensor([[[1.0, 0.0]]])) == 0
+    assert metrics.fog(torch.zeros(1, 1, 2)) is None
+
+
+def test_psnr_counts_only_pixels_inside_the_mask():
+    one, mask = torch.zeros(1, 3, 1, 2), torch.tensor([[[True, False]]])
+    other = torch.full_like(one, 0.1)
+    other[..., 1] = 1
+    assert metrics.masked_psnr(one, other, mask) == pytest.approx(20)
+    assert metrics.masked_psnr(one, one, mask) == 100
