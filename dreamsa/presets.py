@@ -3,6 +3,7 @@
 from dreamsa.choices import PRESETS, PresetName
 from dreamsa.config import (
     TOYBOX,
+    TOYBOX_WORDING,
     CameraConfig,
     DistillConfig,
     FieldConfig,
@@ -45,9 +46,10 @@ def preset(name: PresetName, prompt: str) -> RunConfig:
         return RunConfig(
             prompt,
             steps=1200,
-            field=FieldConfig(radius=0.6, blob_radius=0.4),
+            field=FieldConfig(radius=0.6, blob_radius=0.4, sharpness=10.0),
             camera=CameraConfig((-10, 90), (0, 360), (1.4, 1.7), (0.95, 1.2), 0.02, 0.02, batch=1),
-            distill=DistillConfig(guidance_scale=25.0, max_timestep=(0.98, 0.6)),
+            distill=DistillConfig(guidance_scale=10.0, max_timestep=(0.98, 0.6)),
+            views=ViewConfig(wording=TOYBOX_WORDING),
             loss=LossConfig(entropy=30.0),
             optimizer=OptimizerConfig(decay=0.1),
         )
