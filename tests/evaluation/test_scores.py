@@ -11,8 +11,7 @@ from tiny import tiny_config, tiny_score
 from dreamsa import api, job
 from dreamsa.evaluation.judge import Judge
 from dreamsa.evaluation.scores import Scores, distractors, evaluate, named, scores_of, succeeded
-from dreamsa.evaluation.views import fixed_views
-from dreamsa.rendering.volume import Image
+from dreamsa.evaluation.views import AZIMUTHS, Views, fixed_views
 from dreamsa.runs import RunError
 from dreamsa.scene import Scene
 from dreamsa.toybox.dataset import TOYBOX_CAMERA
@@ -28,8 +27,7 @@ class Painted(Scene):
 
     def view(self, cameras, resolution, background=None):
         render = render_solid(self.solid, cameras, resolution)
-        values = (torch.from_numpy(v) for v in (render.rgb, render.opacity, render.depth))
-        return Image(*values, torch.zeros(()), 0)
+        return Views(*map(torch.from_numpy, render), AZIMUTHS)
 
 
 @pytest.fixture(scope="module")
