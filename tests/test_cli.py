@@ -253,7 +253,9 @@ def test_threads_wait_passively_unless_the_user_has_decided(given):
 
 def test_prompts_prints_the_exact_texts():
     out = json.loads(dreamsa("prompts", "a rabbit", "--json").stdout)
-    assert out == {view: f"a rabbit, {view} view" for view in ("front", "side", "back", "overhead")}
+    centres = {"front": "000, elevation +00", "side": "090, elevation +00"}
+    centres |= {"back": "180, elevation +00", "overhead": "000, elevation +90"}
+    assert out == {view: f"a rabbit, {view} view, azimuth {at}" for view, at in centres.items()}
 
 
 def test_doctor_names_backends_and_the_command_that_builds_tiny_cuda_nn():

@@ -12,6 +12,7 @@ from tiny_work import Budget
 
 from dreamsa.evaluation import fidelity
 from dreamsa.evaluation.surface import SurfaceMatch
+from dreamsa.evaluation.views import fixed_views
 from dreamsa.guidance.score_model import GuidanceFailed
 from dreamsa.studies import distillation
 from dreamsa.studies.distillation import benchmark_distillation, new_benchmark, run_trial
@@ -108,10 +109,11 @@ def test_a_folder_of_another_benchmark_is_refused(tmp_path, monkeypatch):
 
 @pytest.fixture
 def quick(monkeypatch):
-    """The two slow measures; a test of the command runs them."""
+    """In place of the slow measures, which a test of the command runs."""
     match = SurfaceMatch(0.02, 0.5, 0.5, 0.5)
     monkeypatch.setattr(fidelity, "match_surface", lambda grid, name: match)
     monkeypatch.setattr(fidelity, "normal_error", lambda scene, solid, cameras: 30.0)
+    monkeypatch.setattr(fidelity, "comparable_views", fixed_views)
 
 
 def without_seconds(path):
