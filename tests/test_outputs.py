@@ -60,7 +60,7 @@ def test_a_contact_sheet_has_eight_views_45_degrees_apart(run, scene, frames, mo
         rgb = torch.stack([zero, zero, zero], 1)
         rgb[:, 0] = cameras.azimuth_deg[:, None, None] / 360
         rgb[:, 1] = cameras.elevation_deg[:, None, None] / 360
-        return volume.Image(rgb, zero, zero, torch.zeros(()), 0)
+        return volume.Image(rgb, zero, zero, torch.zeros(()), torch.zeros(()), 0)
 
     def sheet(images, columns):
         sheets.append(images)

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from dreamsa.choices import ASCENT_SCALE
-from dreamsa.config import ViewConfig
 from dreamsa.evaluation.judge import EMBEDDED
 from dreamsa.evaluation.scores import ENOUGH, Scores
 from dreamsa.files import write_json
@@ -207,7 +206,7 @@ class EditBenchmark:
         generated = result_of(parent.folder)
         if generated is None or not generated["accepted"]:
             return None
-        wording = self.recipe.overrides.get("views.wording", ViewConfig().wording)
+        wording = self.recipe.overrides.get("views.wording", preset("toybox", "").views.wording)
         recipe = _with_wording(self.recipe, wording) if pair.faulty else self.recipe
         path = parent.folder / generated["run"]
         return Comparison(self._pair_folder(pair), path, pair.prompt, self.arms, (seed,), recipe)

@@ -7,8 +7,8 @@ from dataclasses import replace
 import pytest
 from tiny_work import Budget
 
-from dreamsa.config import ViewConfig
 from dreamsa.evaluation.scores import Scores, named
+from dreamsa.presets import preset
 from dreamsa.studies.edit_benchmark import benchmark_edits, new_benchmark
 from dreamsa.studies.plans import KINDS, PAIRS, RECIPE
 from dreamsa.toybox.captions import HELD_OUT, LOOK_ALIKE
@@ -71,7 +71,7 @@ def test_the_smoke_test_runs_in_pieces_to_the_same_tables(runs):
         }
         for name in ("parents/a-rabbit", "parents/a-rabbit-faulty", "edits/a-rabbit--a-rabbit")
     }
-    wording = ViewConfig().wording
+    wording = preset("toybox", "").views.wording
     assert wordings == {
         "parents/a-rabbit": {wording},
         "parents/a-rabbit-faulty": {"{prompt}"},
