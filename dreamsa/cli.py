@@ -419,7 +419,7 @@ def benchmark_distillation(
     methods: Methods = "all",
     objects: Annotated[
         str | None,
-        Parameter(help="Objects in natural colours: all, none, or rabbit,car. Default: twelve."),
+        Parameter(help="Objects in natural colours: none, or rabbit,car. Default: all 23."),
     ] = None,
     colours: Annotated[
         str | None, Parameter(help='none, or "purple rabbit,red car". Default: twelve.')
@@ -631,7 +631,8 @@ def evaluate_toybox(
     sheet: Path | None = None,
     json: Json = False,
 ) -> None:
-    """Let the judge name the text-to-image model's own images: object, colour, view and azimuth.
+    """Let the judge name the text-to-image model's own images: object, colour, view and, if it was
+    trained to, azimuth.
 
     Parameters
     ----------

@@ -29,6 +29,9 @@ Background = Literal["random", "white", "black", "grey", "learned"]
 Group = Literal["grid", "mlp", "background"]
 """Names of a scene's parameter groups."""
 
+UNGUIDED = ("csd", "nfsd")
+"""Methods of score distillation without the guided prediction."""
+
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Length = Annotated[float, Field(ge=0.1, le=100)]
 Rate = Annotated[float, Field(gt=0, le=1)]
@@ -370,6 +373,13 @@ class RunConfig:
     """Frames of a finished run's turntable, at least 8; 0 writes none."""
 
     def __post_init__(self) -> None:
+        if self.distill.method in UNGUIDED and (
+            self.distill.view_contrast or self.views.perpendicular
+        ):
+            raise ValueError(
+                f"distill.method = {self.distill.method} does not use the guided prediction that "
+                "distill.view_contrast and views.perpendicular change; set both to 0."
+            )
         if 0 < self.turntable < 8:
             raise ValueError(f"turntable must be 0 or at least 8 frames, got {self.turntable}.")
         if self.edit is not None and self.edit.ascent_steps >= self.steps:

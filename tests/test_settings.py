@@ -134,6 +134,15 @@ def test_settings_are_validated_at_construction(make, says):
     assert says in str(error.value)
 
 
+@pytest.mark.parametrize("method", ["csd", "nfsd"])
+@pytest.mark.parametrize("changes", [{"distill.view_contrast": 25.0}, {"views.perpendicular": 2.0}])
+def test_settings_that_a_method_would_ignore_are_refused(method, changes):
+    config = with_overrides(RunConfig("a rabbit"), {"distill.method": method})
+    with pytest.raises(ValueError, match=f"method = {method} does not use .* set both to 0"):
+        with_overrides(config, changes)
+    with_overrides(RunConfig("a rabbit"), changes)
+
+
 def test_section_sds_of_schemas_1_and_2_is_translated():
     sds = {"guidance_scale": 30.0, "max_timestep": [0.9, 0.5], "max_grad_norm": 2.0}
     found = from_json({"prompt": "a rabbit", "sds": sds})

@@ -115,7 +115,7 @@ def image_facts(
     turn = turn_of(views, truth, flat)
     either = (views.opacity > 0.05) | (truth.opacity > 0.5)
     return {
-        "iou": statistics.mean(shape.iou),
+        "iou": statistics.median(shape.iou),
         "iou_min": min(shape.iou),
         "depth_error": statistics.mean(depths) if depths else None,
         "half_opaque": metrics.half_opaque_fraction(views.opacity),

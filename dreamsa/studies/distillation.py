@@ -28,7 +28,7 @@ from dreamsa.studies.methods import chosen_methods
 from dreamsa.studies.plans import Result, result_of
 from dreamsa.studies.pool import Stop, default_workers, each
 from dreamsa.studies.subjects import chosen_colours, chosen_objects
-from dreamsa.studies.trials import newest_run, shared_judge
+from dreamsa.studies.trials import newest_run, shared_judge, trained
 
 
 def new_benchmark(
@@ -111,15 +111,11 @@ def run_trial(trial: DistillationTrial, stop: Stop = lambda: False) -> Result | 
     run = newest_run(trial.folder)
     try:
         if run is None or run.status != "finished":
-            fresh = run is None
-            work = (
-                api.generate(config=trial.config, runs=trial.folder) if fresh else api.resume(run)
-            )
+            new = run is None
+            work = api.generate(config=trial.config, runs=trial.folder) if new else api.resume(run)
             run = work.run
-            for progress in work:
-                if stop() and progress.step < progress.steps:
-                    work.stop()
-                    return None
+            if not trained(work, stop):
+                return None
         result = _measured(trial, run)
     except GuidanceFailed as error:
         result = {

@@ -28,7 +28,7 @@ from dreamsa.studies.plans import (
 from dreamsa.studies.pool import Stop, default_workers, each
 from dreamsa.studies.report import write_benchmark
 from dreamsa.studies.tables import paired_tests, summary, to_json, trial_line, write_tables
-from dreamsa.studies.trials import SAVE_EVERY, newest_run, run_chain
+from dreamsa.studies.trials import SAVE_EVERY, newest_run, run_chain, trained
 
 
 def new_benchmark(
@@ -161,10 +161,8 @@ def make_parent(task: ParentTask, stop: Stop = lambda: False) -> Result | None:
             config = _parent_config(task, attempt)
             work = api.generate(config=config, runs=folder) if run is None else api.resume(run)
             run = work.run
-            for progress in work:
-                if stop() and progress.step < progress.steps:
-                    work.stop()
-                    return None
+            if not trained(work, stop):
+                return None
         views = fixed_views(finished_scene(run), run.config.camera, resolution=judge.size)
         write_png(strip(views.rgb), folder / "views.png")
         scores = scores_of(judge, views, run.prompt)

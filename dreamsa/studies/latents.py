@@ -1,4 +1,5 @@
-"""`dreamsa benchmark latents`: does a method average, or do the views of an object disagree?
+"""`dreamsa benchmark distillation --latents`: does a method average, or do an object's views
+disagree?
 
 One latent per view is optimized without a NeRF, so that nothing joins the views. If they are grey,
 the objective averages; if each is a valid colour but another one, the views disagree.

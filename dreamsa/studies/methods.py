@@ -25,111 +25,136 @@ class DistillationMethod:
     """Steps as a fraction of the benchmark's, for as many UNet calls as the others."""
 
 
-def _row(
-    name: str, title: str, source: str, steps: float = 1.0, **settings: Any
-) -> DistillationMethod:
-    """A row; in the names of settings, __ stands for a dot."""
-    overrides = {key.replace("__", "."): value for key, value in settings.items()}
-    return DistillationMethod(name, title, source, overrides, steps)
-
-
 METHODS: dict[str, DistillationMethod] = {
     method.name: method
     for method in (
-        _row("sds", "score distillation sampling: the preset", "DreamFusion, arXiv:2209.14988"),
-        _row(
+        DistillationMethod(
+            "sds",
+            "score distillation sampling: the preset",
+            "DreamFusion, arXiv:2209.14988",
+        ),
+        DistillationMethod(
             "sds-strong",
             "sds with ten times the guidance",
             "DreamFusion, arXiv:2209.14988",
-            distill__guidance_scale=100.0,
+            {"distill.guidance_scale": 100.0},
         ),
-        _row(
+        DistillationMethod(
             "rescaled",
             "the guided image takes half of the conditional one's contrast",
             "MVDream, arXiv:2308.16512",
-            distill__method="rescaled",
-            distill__guidance_scale=15.0,
-            distill__max_timestep=[0.98, 0.3],
+            {
+                "distill.method": "rescaled",
+                "distill.guidance_scale": 15.0,
+                "distill.max_timestep": [0.98, 0.3],
+            },
         ),
-        _row("csd", "the classifier's part alone", "arXiv:2310.19415", distill__method="csd"),
-        _row(
+        DistillationMethod(
+            "csd",
+            "the classifier's part alone",
+            "arXiv:2310.19415",
+            {"distill.method": "csd"},
+            steps=2 / 3,
+        ),
+        DistillationMethod(
             "nfsd",
             "without the part that predicts the noise",
             "arXiv:2310.17590",
-            distill__method="nfsd",
-            distill__guidance_scale=7.5,
+            {"distill.method": "nfsd", "distill.guidance_scale": 7.5},
+            steps=2 / 3,
         ),
-        _row(
+        DistillationMethod(
             "ism",
             "two neighbouring timesteps on an inverted path",
             "LucidDreamer, arXiv:2311.11284",
-            1 / 3,
-            distill__method="ism",
-            distill__guidance_scale=7.5,
-            distill__inversion_steps=3,
+            {"distill.method": "ism", "distill.guidance_scale": 7.5, "distill.inversion_steps": 3},
+            steps=1 / 3,
         ),
-        _row(
+        DistillationMethod(
             "sdi",
             "the noise that inversion finds",
             "arXiv:2405.15891",
-            1 / 4,
-            distill__method="sdi",
-            distill__guidance_scale=7.5,
-            distill__inversion_steps=3,
-            distill__schedule="linear",
-            distill__max_timestep=[0.98, 0.25],
+            {
+                "distill.method": "sdi",
+                "distill.guidance_scale": 7.5,
+                "distill.inversion_steps": 3,
+                "distill.schedule": "linear",
+                "distill.max_timestep": [0.98, 0.25],
+            },
+            steps=1 / 4,
         ),
-        _row(
+        DistillationMethod(
             "consistent",
             "noise that moves with the camera",
             "FSD, arXiv:2405.10988; CFD, arXiv:2501.05445",
-            distill__method="consistent",
-            distill__schedule="linear",
-            distill__max_timestep=[0.98, 0.21],
+            {
+                "distill.method": "consistent",
+                "distill.schedule": "linear",
+                "distill.max_timestep": [0.98, 0.21],
+            },
         ),
-        _row(
+        DistillationMethod(
             "bridge",
             "away from the text of a bad render in the last fifth",
             "arXiv:2406.09417",
-            distill__method="bridge",
+            {"distill.method": "bridge"},
         ),
-        _row("hifa", "timesteps fall", "arXiv:2305.18766", distill__schedule="hifa"),
-        _row("dreamtime", "timesteps fall", "arXiv:2306.12422", distill__schedule="dreamtime"),
-        _row(
+        DistillationMethod(
+            "hifa",
+            "timesteps fall with the square root of the progress",
+            "arXiv:2305.18766",
+            {"distill.schedule": "hifa"},
+        ),
+        DistillationMethod(
+            "dreamtime",
+            "timesteps fall slowly where objects form",
+            "arXiv:2306.12422",
+            {"distill.schedule": "dreamtime"},
+        ),
+        DistillationMethod(
             "pairs",
             "two opposite views a step",
             "github.com/marianlupascu/MV-SDI",
-            0.5,
-            camera__batch=2,
-            camera__opposite_pairs=True,
+            {"camera.batch": 2, "camera.opposite_pairs": True},
+            steps=1 / 2,
         ),
-        _row(
+        DistillationMethod(
             "perp-neg",
             "sds that repels the texts of front and side",
             "Perp-Neg, arXiv:2304.04968",
-            0.5,
-            views__perpendicular=2.0,
+            {"views.perpendicular": 2.0},
+            steps=1 / 2,
         ),
-        _row(
+        DistillationMethod(
             "view-contrast",
             "away from the opposite view's prediction in the first half",
             "dreamsa",
-            0.8,
-            distill__view_contrast=25.0,
+            {"distill.view_contrast": 25.0},
+            steps=4 / 5,
         ),
-        _row("soft", "sds without hardening", "dreamsa", field__sharpness=1.0),
-        _row(
+        DistillationMethod(
+            "soft",
+            "sds without hardening",
+            "dreamsa",
+            {"field.sharpness": 1.0},
+        ),
+        DistillationMethod(
             "depth-variance",
             "sds with the z-variance",
             "HiFA, arXiv:2305.18766",
-            loss__depth_variance=100.0,
+            {"loss.depth_variance": 100.0},
         ),
-        _row("smooth", "sds with total variation", "dreamsa", loss__smoothness=10.0),
-        _row(
+        DistillationMethod(
+            "smooth",
+            "sds with total variation",
+            "dreamsa",
+            {"loss.smoothness": 10.0},
+        ),
+        DistillationMethod(
             "four-views",
             "sds that names four views and no angles",
             "DreamFusion, arXiv:2209.14988",
-            views__wording="{prompt}, {view} view",
+            {"views.wording": "{prompt}, {view} view"},
         ),
     )
 }

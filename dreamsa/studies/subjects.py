@@ -41,23 +41,23 @@ _PAIRS = (
 )
 COLOURED = tuple(Subject(name, colour) for colour, name in _PAIRS)
 """One object per colour."""
-NATURAL = tuple(Subject(subject.name) for subject in COLOURED)
-"""The same objects in their natural colours."""
+NATURAL = tuple(map(Subject, TOYS))
+"""Every object in its natural colours."""
 
 
 def chosen_objects(names: str | None) -> tuple[Subject, ...]:
     """Objects in their natural colours.
 
     Args:
-        names: None for NATURAL, "all", "none", or names with commas.
+        names: None or "all" for NATURAL, "none", or names with commas.
 
     Raises:
         ValueError: The toybox has no such object.
     """
-    if names is None:
+    if names is None or names.strip().lower() == "all":
         return NATURAL
-    if names.strip().lower() in ("all", "none"):
-        return tuple(map(Subject, TOYS)) if names.strip().lower() == "all" else ()
+    if names.strip().lower() == "none":
+        return ()
     return tuple(Subject(_known(name, TOYS, "object")) for name in names.split(","))
 
 

@@ -73,6 +73,15 @@ def run_trial(trial: Trial, stop: Stop = lambda: False) -> Result | None:
     return result
 
 
+def trained(work: job.Job, stop: Stop) -> bool:
+    """Train a job to its end; False if `stop()` became true before, once it is saved."""
+    for progress in work:
+        if stop() and progress.step < progress.steps:
+            work.stop()
+            return False
+    return True
+
+
 def run_chain(chain: Sequence[Trial], stop: Stop = lambda: False) -> list[Result] | None:
     """Run trials in turn, as later ones may copy the first; the new results, None without any."""
     new = []

@@ -28,7 +28,7 @@ from dreamsa.studies.distillation_tables import (
 from dreamsa.studies.methods import METHODS, chosen_methods, method_of
 from dreamsa.studies.plans import result_of
 from dreamsa.studies.subjects import COLOURED, NATURAL, Subject, chosen_colours, chosen_objects
-from dreamsa.toybox.shapes import COLOURS
+from dreamsa.toybox.shapes import COLOURS, TOYS
 
 TINY = {
     "camera.resolution": 16,
@@ -43,7 +43,8 @@ FEW = {"methods": "sds,pairs", "objects": "cube", "colours": "none", "quick": Tr
 
 def test_there_is_one_object_per_colour_and_four_are_held_out():
     assert {subject.colour for subject in COLOURED} == set(COLOURS)
-    assert len({subject.name for subject in COLOURED}) == len(COLOURED) == len(NATURAL) == 12
+    assert len({subject.name for subject in COLOURED}) == len(COLOURED) == 12
+    assert [subject.name for subject in NATURAL] == list(TOYS)
     assert sum(subject.held_out for subject in COLOURED) == 4
     assert not any(subject.held_out for subject in NATURAL)
 
