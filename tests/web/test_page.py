@@ -8,7 +8,9 @@ import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from threading import Event
 from types import SimpleNamespace
+from typing import ClassVar
 
 import pytest
 from tiny import tiny_config, tiny_score
@@ -33,10 +35,17 @@ LONG_RUN = 3000
 
 @dataclass
 class Slow(GaussianMixture):
-    """Slow enough to observe a running job."""
+    """Slow enough to observe a running job, which waits for the events of `holds`."""
+
+    holds: ClassVar[dict[int, Event]] = {}
+    """By number of predictions of a job, one per step."""
+    calls: int = 0
 
     def predict_noise(self, *arguments, **named):
         time.sleep(0.02)
+        self.calls += 1
+        if self.calls in self.holds:
+            assert self.holds[self.calls].wait(SOON_MS / 1000)
         return super().predict_noise(*arguments, **named)
 
 
@@ -127,7 +136,7 @@ def choose(page, run: Run) -> None:
     )
 
 
-def test_generate_edit_compare_and_export(site, visit):
+def test_generate_edit_compare_and_export(site, visit, monkeypatch):
     page = visit()
     page.locator("#prompt textarea").fill("a rabbit")
     page.keyboard.press("Enter")
@@ -139,9 +148,13 @@ def test_generate_edit_compare_and_export(site, visit):
     page.get_by_label("anneal: ascend on the new prompt").check()
     page.locator("#edit-steps input").fill("120")
     page.locator("#edit-ascent input").fill("60")
+    ascent, descent = Event(), Event()  # until the page has shown each, however slowly it polls
+    monkeypatch.setattr(Slow, "holds", {30: ascent, 90: descent})
     page.locator("#edit").click()
     badge(page, "ascending ")
+    ascent.set()
     badge(page, "descending ")
+    descent.set()
     page.wait_for_selector("#sheet img")
     badge(page, "finished")
     page.wait_for_selector("#slider img")
