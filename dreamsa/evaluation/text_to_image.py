@@ -13,9 +13,10 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from dreamsa.config import ModelConfig
+from dreamsa.evaluation.angles import told_apart
 from dreamsa.evaluation.judge import Judge, Verdict
 from dreamsa.guidance.prompts import ANGLE_STEP_DEG, Angles, nearest_angles
-from dreamsa.guidance.stable_diffusion import locate_model
+from dreamsa.guidance.stable_diffusion import StableDiffusion, locate_model
 from dreamsa.media import contact_sheet, to_uint8, write_png
 from dreamsa.randomness import seed_for
 from dreamsa.toybox.captions import HELD_OUT, LOOK_ALIKE, caption
@@ -28,6 +29,8 @@ Bools = Bool[np.ndarray, "n"]
 
 NEAR_DEG = 30
 """Distance up to which an azimuth is right; chance is 5 of 24."""
+RENDERS = 800
+"""True images of which azimuths are told apart."""
 AZIMUTH = f"azimuth within {NEAR_DEG} degrees"
 
 
@@ -60,7 +63,8 @@ def _requests(per_object: int, seed: int) -> tuple[list[Request], list[Request]]
 def evaluate_model(
     model: str, per_object: int, guidance: float, seed: int, sheet: Path | None = None
 ) -> dict[str, Any]:
-    """Accuracy of a model's images as the judge names them, for trained and for held-out pairs.
+    """Accuracy of a model's images as the judge names them, for trained and for held-out pairs, and
+    how well the model tells azimuths apart.
 
     Every prompt names a view and angles.
 
@@ -97,6 +101,8 @@ def evaluate_model(
         facts[title] = {"images": len(requests), **score(judge, images, requests)}
     if sheet is not None:
         write_png(contact_sheet(to_uint8(torch.cat(batches)), columns=24), sheet)
+    here = StableDiffusion.load(ModelConfig(model, offline=True))
+    facts["azimuths told apart"] = told_apart(here, RENDERS, seed)
     return facts
 
 

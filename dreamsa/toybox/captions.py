@@ -2,7 +2,7 @@
 
 from dreamsa.choices import View
 from dreamsa.config import TOYBOX_WORDING, ViewConfig
-from dreamsa.guidance.prompts import Angles, view_of, view_text
+from dreamsa.guidance.prompts import ANGLE_STEP_DEG, Angles, view_of, view_text
 from dreamsa.toybox.shapes import COLOUR_SYNONYMS, COLOURS, TOYS
 
 HELD_OUT: frozenset[tuple[str, str]] = frozenset(
@@ -31,12 +31,16 @@ CHIRAL: frozenset[str] = frozenset({"apple", "boat", "cactus", "donut", "gas can
 """Objects that are not mirrored: a mirrored image shows no view of an object whose left and right
 halves differ. (The boat's are equal.)"""
 
+AZIMUTH_WORDS = {f"{angle:03d}": angle for angle in range(0, 360, ANGLE_STEP_DEG)}
+"""Degrees by word; one token each, as all words of the toybox."""
+ELEVATION_WORDS = {f"{angle:+03d}": angle for angle in range(-90, 91, ANGLE_STEP_DEG)}
+
 _OTHER_WORDS = "a an the of natural front side back overhead view ,"
 _ANGLE_WORDS = "azimuth elevation 0 1 2 3 4 5 6 7 8 9 + -"
 WORDS: tuple[str, ...] = tuple(
     dict.fromkeys(" ".join((*TOYS, *COLOURS, *COLOUR_SYNONYMS, _OTHER_WORDS, _ANGLE_WORDS)).split())
 )
-"""Every word of every caption. The tokenizer depends on their order."""
+"""Every word of every caption but the angles. The tokenizer depends on their order."""
 
 _WITH_ANGLES = ViewConfig(wording=TOYBOX_WORDING)
 

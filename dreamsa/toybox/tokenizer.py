@@ -6,16 +6,18 @@
 import json
 
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
-from transformers import CLIPTokenizer
+from transformers import AddedToken, CLIPTokenizer
 
-from dreamsa.toybox.captions import WORDS
+from dreamsa.toybox.captions import AZIMUTH_WORDS, ELEVATION_WORDS, WORDS
 
 MAX_LENGTH = 24
 START, END = "<|startoftext|>", "<|endoftext|>"
+ANGLE_WORDS = (*AZIMUTH_WORDS, *ELEVATION_WORDS)
 
 
 def new_tokenizer() -> CLIPTokenizer:
-    """Byte-level BPE: 512 bytes (inside and ending a word), the merges of WORDS, start, end."""
+    """Byte-level BPE: 512 bytes (inside and ending a word), the merges of WORDS, start, end; then
+    the angles."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     final = [f"{symbol}</w>" for symbol in alphabet]
     trainer = trainers.BpeTrainer(
@@ -32,8 +34,11 @@ def new_tokenizer() -> CLIPTokenizer:
     words = [token for token, _ in learned if len(token.removesuffix("</w>")) > 1]
     tokens = dict.fromkeys([*alphabet, *final, *words, START, END])
     merges: list[list[str]] = json.loads(learner.to_str())["model"]["merges"]
-    return CLIPTokenizer(
+    tokenizer = CLIPTokenizer(
         vocab={token: index for index, token in enumerate(tokens)},
         merges=[tuple(pair) for pair in merges],
         model_max_length=MAX_LENGTH,
     )
+    # CLIP's pre-tokenizer would split numbers into digits, which say nothing about angles alone
+    tokenizer.add_tokens([AddedToken(word, normalized=False) for word in ANGLE_WORDS])
+    return tokenizer

@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 import torch
+from torch.nn.functional import normalize
 from transformers import CLIPTokenizer
 
 from dreamsa.rendering.cameras import orbit
@@ -199,6 +200,22 @@ def test_new_words_start_as_the_mean_of_their_spelling(old_tokenizer):
     spelling = old_tokenizer("azimuth", add_special_tokens=False).input_ids
     mean = old.get_input_embeddings().weight[spelling].mean(0)
     assert torch.equal(rows[new.get_vocab()["azimuth</w>"]], mean)
+
+
+def test_new_angles_start_on_a_circle_and_known_ones_stay(old_tokenizer):
+    old, new = new_dual_encoder(old_tokenizer).text_model, new_tokenizer()
+    extended = text_encoder_with(old, old_tokenizer, new)
+    rows = extended.get_input_embeddings().weight.detach()
+    azimuths = rows[[new.get_vocab()[f"{angle:03d}"] for angle in range(0, 360, 15)]]
+    similar = normalize(azimuths) @ normalize(azimuths).T
+    torch.testing.assert_close(similar, similar.roll((1, 1), (0, 1)))  # no azimuth is special
+    off = similar[0, :13]  # from 0 to 180 degrees
+    assert (off.diff()[:7] < 0).all()
+    assert off[1] > 0.9 and off[12] < -0.5
+    elevations = rows[[new.get_vocab()[f"{angle:+03d}"] for angle in (-90, 0, 90)]]
+    assert (normalize(elevations) @ normalize(azimuths).T).abs().max() < 1e-5
+    again = text_encoder_with(extended, new, new)
+    assert torch.equal(again.get_input_embeddings().weight, rows)
 
 
 @torch.no_grad()
