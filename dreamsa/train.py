@@ -241,8 +241,11 @@ def distill(
 
     def predict(noisy: Latents, timesteps: Timesteps, *roles: Role) -> tuple[Latents, ...]:
         nonlocal calls
-        calls += len(roles)
-        return score.predict_noise(noisy, timesteps, condition.texts(roles))
+        asked = tuple(dict.fromkeys(map(condition.asked_as, roles)))
+        calls += len(asked)
+        found = score.predict_noise(noisy, timesteps, condition.texts(asked))
+        by_role = dict(zip(asked, found, strict=True))
+        return tuple(by_role[condition.asked_as(role)] for role in roles)
 
     if config.distill.method == "consistent":
         opacity = torch.nn.functional.adaptive_avg_pool2d(image.opacity, latents.shape[-1])

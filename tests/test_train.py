@@ -25,7 +25,7 @@ from dreamsa.train import new_training, sds_step
 
 def steps(training, n, score=None):
     score = score or tiny_score()
-    prompt = ViewPrompt(score, training.config.prompt)
+    prompt = ViewPrompt(score, training.config.prompt, training.config.negative_prompt)
     return [sds_step(training, score, prompt) for _ in range(n)]
 
 
@@ -108,6 +108,13 @@ def test_every_method_and_schedule_trains_and_resumes_exactly(tmp_path, method, 
     steps(second, 4)
     assert_equal(tensors(whole), tensors(second))
     assert all(bool(value.isfinite().all()) for value in tensors(whole).values())
+
+
+@pytest.mark.parametrize("method", ["csd", "nfsd"])
+def test_without_a_negative_prompt_no_text_is_asked_once(method):
+    config = replace(tiny_method(method), negative_prompt="")
+    once = new_training(config)
+    assert [r.unet_calls for r in steps(once, 2)] == [2, 2]
 
 
 def test_view_contrast_ends_and_perp_neg_lasts():

@@ -9,9 +9,10 @@ from torch import Tensor
 
 from dreamsa.config import DistillConfig
 
-DREAMTIME = (400.0, 800.0, 100.0, 150.0)
-"""DreamTime's prior over timesteps: 1 between the first two, Gaussian tails of these standard
-deviations below and above."""
+DREAMTIME = (500.0, 800.0, 100.0, 300.0)
+"""DreamTime's prior over timesteps (arXiv:2306.12422; the numbers are those of its public
+implementations): 1 between the first two, Gaussian tails of these standard deviations below and
+above."""
 
 
 def timestep_range(

@@ -156,6 +156,7 @@ class ViewPrompt:
         self.config = config
         self._prompts = {"positive": prompt, "degraded": prompt + degraded}
         self._plain = {"negative": negative, "null": ""}
+        self.has_negative = negative != ""
         self._score = score
         self._embeddings: dict[str, Tensor] = {}
 
@@ -206,6 +207,10 @@ class Condition:
             angles: Azimuth and elevation of each view, degrees.
         """
         self._prompt, self._angles = prompt, angles
+
+    def asked_as(self, role: Role) -> Role:
+        """A role of the same text: without a negative prompt, null is asked as negative."""
+        return "negative" if role == "null" and not self._prompt.has_negative else role
 
     def texts(self, roles: Sequence[Role]) -> Float[Tensor, "k b tokens width"]:
         """The embeddings of each role, per view."""

@@ -43,7 +43,7 @@ def test_a_schedule_falls_monotonically_from_one_end_to_the_other(schedule, ends
     found = falling(schedule, ends)
     assert (found[0], found[-1]) == bounds
     assert all(a >= b for a, b in zip(found, found[1:], strict=False))
-    assert len(set(found)) > 0.8 * (bounds[0] - bounds[1])
+    assert len(set(found)) > 0.7 * (bounds[0] - bounds[1])  # dreamtime hurries below 200
 
 
 @pytest.mark.parametrize("schedule", FALLING)
