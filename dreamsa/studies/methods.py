@@ -54,14 +54,12 @@ METHODS: dict[str, DistillationMethod] = {
             "the classifier's part alone",
             "arXiv:2310.19415",
             {"distill.method": "csd"},
-            steps=2 / 3,
         ),
         DistillationMethod(
             "nfsd",
             "without the part that predicts the noise",
             "arXiv:2310.17590",
             {"distill.method": "nfsd", "distill.guidance_scale": 7.5},
-            steps=2 / 3,
         ),
         DistillationMethod(
             "ism",
