@@ -23,33 +23,60 @@ def stop_on_signals() -> list[int]:
         received.append(number)
         signal.signal(number, signal.SIG_DFL)
 
-    for number in (getattr(signal, name) for name in STOPPING if hasattr(signal, name)):
+    for number in _numbers():
         if signal.getsignal(number) is not signal.SIG_IGN:  # nohup ignores SIGHUP
             signal.signal(number, handler)
     return received
 
 
-@contextmanager
-def deferred_interrupt() -> Iterator[None]:
-    """Hold back a first Ctrl-C until the block is done, then raise KeyboardInterrupt; a second one
-    raises immediately.
+def interrupt_on_signals() -> None:
+    """Let SIGTERM and a closed terminal raise KeyboardInterrupt as Ctrl-C does, unless something
+    else handles or ignores them."""
+    for number in _numbers():
+        if signal.getsignal(number) is signal.SIG_DFL:
+            signal.signal(number, signal.default_int_handler)
 
-    Does nothing outside the main thread, or where something else handles SIGINT.
+
+@contextmanager
+def held_interrupts() -> Iterator[list[int]]:
+    """Hold back a first signal that would raise KeyboardInterrupt; a second one raises it.
+
+    Does nothing outside the main thread, or for signals that something else handles.
+
+    Yields:
+        A list that receives the number of the first signal.
     """
-    main = threading.current_thread() is threading.main_thread()
-    if not main or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
-        yield
-        return
     received: list[int] = []
+    held = [n for n in _numbers() if signal.getsignal(n) is signal.default_int_handler]
+    if threading.current_thread() is not threading.main_thread() or not held:
+        yield received
+        return
 
     def handler(number: int, frame: Any) -> None:
         received.append(number)
-        signal.signal(number, signal.default_int_handler)
+        restore()
 
-    signal.signal(signal.SIGINT, handler)
+    def restore() -> None:
+        for number in held:
+            signal.signal(number, signal.default_int_handler)
+
+    for number in held:
+        signal.signal(number, handler)
     try:
-        yield
+        yield received
     finally:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+        restore()
+
+
+@contextmanager
+def deferred_interrupt() -> Iterator[None]:
+    """Hold back a first interrupt until the block is done, then raise KeyboardInterrupt."""
+    with held_interrupts() as received:
+        yield
     if received:
         raise KeyboardInterrupt
+
+
+def _numbers() -> list[int]:
+    """Those of STOPPING that the platform has."""
+    return [getattr(signal, name) for name in STOPPING if hasattr(signal, name)]

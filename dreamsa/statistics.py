@@ -2,12 +2,14 @@
 
 import statistics
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from math import nan
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 from jaxtyping import Float
 from scipy import stats
+from scipy.optimize import bisect
 from torch import Tensor
 
 
@@ -81,7 +83,75 @@ def mcnemar(pairs: Sequence[tuple[bool, bool]]) -> PairedTest:
     return PairedTest(first, second, both, len(pairs) - discordant - both, p, p)
 
 
-def holm(tests: Mapping[str, PairedTest]) -> dict[str, PairedTest]:
+class PairedDifference(NamedTuple):
+    """Mean of differences of pairs, with Student's 95 % interval."""
+
+    mean: float
+    low: float
+    high: float
+    """NaN, as `low`, for a single pair."""
+    wins: int
+    """Pairs whose first value is the larger one."""
+    count: int
+    deviation: float
+    """Standard deviation of the differences; NaN for a single pair."""
+    p: float
+    """Two-sided p-value of Student's paired t-test; 1 for a single pair."""
+    p_holm: float
+    """Adjusted for multiple tests (Holm 1979); `p` unless `holm` has adjusted it."""
+
+
+def paired_difference(first: Sequence[float], second: Sequence[float]) -> PairedDifference:
+    """Mean of first - second over pairs, such as two methods with the same seeds.
+
+    Raises:
+        ValueError: The sequences have different lengths, or are empty.
+    """
+    differences = [x - y for x, y in zip(first, second, strict=True)]
+    if not differences:
+        raise ValueError("A paired difference needs at least one pair.")
+    mean, low, high, count = student_mean(differences)
+    wins, deviation, p = sum(d > 0 for d in differences), nan, 1.0
+    if count > 1:
+        deviation = statistics.stdev(differences)
+        if deviation > 0:
+            p = float(2 * stats.t.sf(abs(mean) / (deviation / count**0.5), count - 1))
+        else:
+            p = float(mean == 0)
+    return PairedDifference(mean, low, high, wins, count, deviation, p, p)
+
+
+def detectable_difference(deviation: float, pairs: int, power: float = 0.8) -> float:
+    """The mean difference that a two-sided paired t-test at 5 % finds with probability `power`.
+
+    NaN for fewer than two pairs.
+
+    Args:
+        deviation: Standard deviation of the differences.
+    """
+    return nan if pairs < 2 else _detectable_t(pairs - 1, power) * deviation / pairs**0.5
+
+
+@lru_cache
+def _detectable_t(freedom: int, power: float) -> float:
+    """Noncentrality at which a two-sided t-test at 5 % has this power."""
+    critical = float(stats.t.ppf(0.975, freedom))
+
+    def excess(shift: float) -> float:
+        # scipy's lower tail is NaN where it is negligible
+        lower = np.nan_to_num(stats.nct.cdf(-critical, freedom, shift))
+        return float(1 - stats.nct.cdf(critical, freedom, shift) + lower) - power
+
+    highest = 1.0
+    while excess(highest) < 0:
+        highest *= 2
+    return float(bisect(excess, 0.0, highest))  # pyright: ignore[reportArgumentType]
+
+
+Test = TypeVar("Test", PairedTest, PairedDifference)
+
+
+def holm(tests: Mapping[str, Test]) -> dict[str, Test]:
     """The same tests with `p_holm` adjusted for their number (Holm 1979)."""
     adjusted, highest = dict(tests), 0.0
     for rank, name in enumerate(sorted(tests, key=lambda name: tests[name].p)):

@@ -7,7 +7,17 @@ import pytest
 import torch
 from scipy import stats
 
-from dreamsa.statistics import PairedTest, bootstrap_mean, holm, mcnemar, psnr, student_mean, wilson
+from dreamsa.statistics import (
+    PairedTest,
+    bootstrap_mean,
+    detectable_difference,
+    holm,
+    mcnemar,
+    paired_difference,
+    psnr,
+    student_mean,
+    wilson,
+)
 
 
 @pytest.mark.parametrize(("successes", "trials"), [(0, 10), (7, 9), (24, 24)])
@@ -61,3 +71,43 @@ def test_psnr_by_hand():
     other = grey.clone()
     other[0] += 0.1
     assert psnr(grey, other).tolist() == pytest.approx([20, 100], abs=1e-4)
+
+
+def test_paired_differences_agree_with_scipy():
+    rng = np.random.default_rng(0)
+    a, b = rng.normal(0.3, 1, (2, 7)).tolist()
+    found, reference = paired_difference(a, b), stats.ttest_rel(a, b)
+    interval = reference.confidence_interval()
+    assert found.p == pytest.approx(reference.pvalue)
+    assert (found.low, found.high) == pytest.approx((interval.low, interval.high))
+    assert (found.wins, found.count) == (sum(x > y for x, y in zip(a, b, strict=True)), 7)
+    assert paired_difference([1.0, 2.0], [1.0, 2.0]).p == 1
+    assert paired_difference([1.0, 2.0], [0.0, 1.0]).p == 0
+    single = paired_difference([1.0], [0.5])
+    assert (single.mean, single.p) == (0.5, 1) and math.isnan(single.low)
+    with pytest.raises(ValueError, match="at least one pair"):
+        paired_difference([], [])
+
+
+def test_holm_adjusts_paired_differences_for_their_number():
+    rng = np.random.default_rng(1)
+    tests = {
+        f"{shift}": paired_difference(rng.normal(shift, 1, 8), np.zeros(8)) for shift in range(4)
+    }
+    adjusted = holm(tests)
+    ordered = sorted(tests, key=lambda name: tests[name].p)
+    expected, highest = {}, 0.0
+    for rank, name in enumerate(ordered):
+        highest = max(highest, min(1, (4 - rank) * tests[name].p))
+        expected[name] = highest
+    assert {name: test.p_holm for name, test in adjusted.items()} == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("pairs", [2, 3, 10])
+def test_a_detectable_difference_is_detected_in_four_of_five_cases(pairs):
+    rng = np.random.default_rng(0)
+    shift = detectable_difference(2.0, pairs)
+    draws = rng.normal(shift, 2.0, (20_000, pairs))
+    p = stats.ttest_1samp(draws, 0, axis=1).pvalue
+    assert (p < 0.05).mean() == pytest.approx(0.8, abs=0.01)
+    assert math.isnan(detectable_difference(1.0, 1))

@@ -215,13 +215,15 @@ def match_channels(splits: Splits, model: Classifier) -> Splits:
 
 
 def resume(folder: Path, tensorboard: bool = False) -> Iterator[EpochResult]:
-    """Resume a run exactly from its newest complete checkpoint.
+    """Resume a run exactly from its newest complete checkpoint; one that was killed before the
+    first begins again, with the same result.
 
     Raises:
         ValueError: Not a run, or all its checkpoints are damaged.
     """
     read(folder / "config.json")
-    if checkpoint.latest(folder / "checkpoints") is None and (folder / "metrics.jsonl").exists():
+    saved = folder / "checkpoints"
+    if checkpoint.latest(saved) is None and any(saved.glob("[0-9]*")):
         raise ValueError(f"{folder} has no complete checkpoint. Start again in another folder.")
     return runs.continue_run(folder, tensorboard=tensorboard)
 

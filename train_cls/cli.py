@@ -15,6 +15,7 @@ from typing import Annotated, Any, NoReturn
 from cyclopts import App, Parameter
 
 from dreamsa.settings import parse_setting, to_tree, with_overrides
+from dreamsa.signals import interrupt_on_signals
 from dreamsa.version import __version__
 from train_cls.config import DataConfig, PresetName, TrainConfig, preset
 
@@ -314,7 +315,7 @@ def bench(
 
 
 def _follow(results: Iterable[Any], folder: Path, as_json: bool) -> None:
-    """Print each epoch. Ctrl-C stops after the last saved epoch."""
+    """Print each epoch. Ctrl-C stops after the current step, and saves."""
     from rich.console import Console
 
     from train_cls.run import resume_command
@@ -363,6 +364,7 @@ def fail(message: str) -> NoReturn:
 
 def main(arguments: list[str] | None = None) -> None:
     """Entry point. Errors of the user are one sentence; --debug shows the traceback."""
+    interrupt_on_signals()
     tokens = sys.argv[1:] if arguments is None else arguments
     debug = "--debug" in tokens
     try:
@@ -373,6 +375,9 @@ def main(arguments: list[str] | None = None) -> None:
     except BrokenPipeError:  # as with `| head`; devnull silences the last flush
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(141) from None
+    except KeyboardInterrupt:
+        print("Stopped. Run compare or sweep again to resume.", file=sys.stderr)
+        raise SystemExit(130) from None
     except (ValueError, RuntimeError, OSError, ImportError, ArithmeticError) as error:
         if debug:
             raise

@@ -4,17 +4,17 @@ best control?"""
 import csv
 import io
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 
 from dreamsa import checkpoint
 from dreamsa.files import write_atomic, write_json
 from dreamsa.settings import from_tree, to_tree, with_overrides
-from dreamsa.statistics import bootstrap_mean
+from dreamsa.statistics import PairedDifference, detectable_difference, holm, paired_difference
 from train_cls.config import TrainConfig, with_absolute_data
 from train_cls.data import Splits, load_splits
 from train_cls.methods import METHODS
@@ -31,23 +31,6 @@ CONTROLS = (
 )  # fmt: skip
 """Baselines of SEAL: its own ingredients without ascent, and other methods of equal cost."""
 ARMS = ("normal", "seal", "seal-reverse", *CONTROLS)
-
-
-class Difference(NamedTuple):
-    """Paired over seeds, in the units of the score."""
-
-    mean: float
-    low: float  # of the 95 % interval
-    high: float
-    wins: int
-    seeds: int
-
-
-def paired_difference(a: Sequence[float], b: Sequence[float], seed: int = 0) -> Difference:
-    """Mean of a - b with a 95 % bootstrap interval, which is NaN for a single seed."""
-    differences = [x - y for x, y in zip(a, b, strict=True)]
-    mean, low, high, count = bootstrap_mean(differences, seed)
-    return Difference(mean, low, high, sum(d > 0 for d in differences), count)
 
 
 def compare(
@@ -188,44 +171,69 @@ def table(
     return found
 
 
-def verdict(
-    scores: dict[str, dict[str, float]], arm: str = "seal", controls: Sequence[str] = CONTROLS
-) -> dict[str, Any]:
-    """Does `arm` beat the best control? With the paired difference to every arm, over their common
-    seeds.
+def is_control(arm: str) -> bool:
+    """Whether an arm is a control, under its own settings ("long@hot") or not."""
+    return arm.partition("@")[0] in CONTROLS
 
-    The best control is chosen on the same scores, which deliberately favours it.
+
+def judging(seeds: Iterable[str]) -> tuple[list[str], list[str]]:
+    """The seeds that choose the best control, the first third, and those that judge it.
+
+    A control that is chosen and judged with the same seeds has been lucky with them: of ten equal
+    arms, the best control beats the claimed one by more than chance in one of three comparisons.
+    """
+    ordered = sorted(seeds, key=int)
+    chosen = max(len(ordered) // 3, 1)
+    return ordered[:chosen], ordered[chosen:]
+
+
+def verdict(scores: dict[str, dict[str, float]], arm: str = "seal") -> dict[str, Any]:
+    """Does `arm` beat the best control? With the paired differences to every arm.
+
+    The differences are over all common seeds, their p-values adjusted for their number (Holm). The
+    claim is about one control, which other seeds have chosen, see `judging`.
+
+    Args:
+        scores: As of `table`.
     """
     if arm not in scores:
         return {"arm": arm, "claim": f"{arm} was not run"}
-    available = [c for c in controls if c in scores]
-    differences = {
-        other: _difference(scores[arm], scores[other])._asdict() for other in scores if other != arm
+    others = {name for name in scores if name != arm and scores[name].keys() & scores[arm].keys()}
+    differences = holm({name: _difference(scores, arm, name, scores[arm]) for name in others})
+    answer = {"arm": arm, "differences": {k: d._asdict() for k, d in differences.items()}}
+    choosing, judges = judging(scores[arm])
+    candidates = {
+        name: _difference(scores, arm, name, choosing).mean
+        for name in filter(is_control, others)
+        if scores[name].keys() & set(choosing) and scores[name].keys() & set(judges)
     }
-    if not available:
-        return {"arm": arm, "claim": "no control was run", "differences": differences}
-    best = min(available, key=lambda c: differences[c]["mean"])
-    d = _difference(scores[arm], scores[best])
-    significant = d.low > 0 or d.high < 0
-    outcome = (
-        "beats"
-        if significant and d.mean > 0
-        else "loses to"
-        if significant
-        else "does not differ significantly from"
+    if not any(map(is_control, others)):
+        return {**answer, "claim": "no control was run"}
+    if not candidates:
+        return {**answer, "claim": "no conclusion: one seed chooses the control, others judge it"}
+    best = min(candidates, key=candidates.__getitem__)
+    d = _difference(scores, arm, best, judges)
+    if d.count < 2:
+        text = f"no conclusion from one seed: {100 * d.mean:+.2f} points against {best}"
+        return {**answer, "best control": best, "claim": text}
+    outcome = "does not differ surely from"
+    if d.low > 0 or d.high < 0:
+        outcome = "beats" if d.mean > 0 else "loses to"
+    seen = detectable_difference(d.deviation, d.count)
+    claim = (
+        f"{arm} {outcome} the best control, {best}: {100 * d.mean:+.2f} points "
+        f"[{100 * d.low:+.2f}, {100 * d.high:+.2f}], {d.count} seeds; "
+        f"they would show {100 * seen:.1f} points in 80 % of cases"
     )
-    interval = (
-        f" [{100 * d.low:+.2f}, {100 * d.high:+.2f}], {d.seeds} seeds"
-        if d.seeds > 1
-        else ", one seed"
-    )
-    claim = f"{arm} {outcome} the best control, {best}: {100 * d.mean:+.2f} points{interval}"
-    return {"arm": arm, "best control": best, "claim": claim, "differences": differences}
+    return {**answer, "best control": best, "choosing seeds": choosing, "claim": claim}
 
 
-def _difference(a: dict[str, float], b: dict[str, float]) -> Difference:
-    common = sorted(a.keys() & b.keys())
-    return paired_difference([a[s] for s in common], [b[s] for s in common])
+def _difference(
+    scores: dict[str, dict[str, float]], arm: str, other: str, seeds: Iterable[str]
+) -> PairedDifference:
+    common = sorted(set(seeds) & scores[arm].keys() & scores[other].keys())
+    one, two = ([scores[name][seed] for seed in common] for name in (arm, other))
+    return paired_difference(one, two)
 
 
 def write_csv(scores: dict[str, dict[str, float]], path: Path, score: str) -> None:

@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 
 from dreamsa.files import write_atomic
+from dreamsa.statistics import student_mean
 from train_cls.compare import (
-    CONTROLS,
     history,
-    paired_difference,
+    is_control,
     scores_of,
     table,
     verdict,
@@ -69,8 +69,9 @@ def write_report(
         '<p class="note">Scores are of the last epoch. All arms of a seed compute the same number '
         "of gradients (sam two per step, hence half the generations; normal one generation). All "
         "except those trained from scratch share their first generation. Differences are paired "
-        "over common seeds; intervals are 95 % bootstrap intervals. * a control: the claim is "
-        "about the best of them.</p>"
+        "over common seeds; intervals are Student's, of 95 %; p-values are of paired t-tests, "
+        "adjusted for the number of arms (Holm). * a control: the claim is about the best of them"
+        f"{_choice(answer)}.</p>"
         f"<h2>{score.capitalize()} after each generation</h2>",
         _plot(_by_generation(folder, scores, score), arm, "generation", f"{score}, %"),
     ]
@@ -97,6 +98,12 @@ def write_report(
     return path
 
 
+def _choice(answer: dict[str, Any]) -> str:
+    """How the best control was chosen."""
+    seeds = answer.get("choosing seeds")
+    return f", chosen with seed {', '.join(seeds)} and judged with the others" if seeds else ""
+
+
 def _score_table(
     scores: dict[str, dict[str, float]],
     answer: dict[str, Any],
@@ -107,7 +114,7 @@ def _score_table(
     """One row per arm, sorted by the paired difference, which is fair to arms with fewer seeds."""
     lines = [
         f"<table><tr><th>arm</th><th>seeds</th><th>{score}, %</th><th>95 %</th>"
-        f"<th>{html.escape(arm)} minus it</th><th>95 %</th><th>wins</th>"
+        f"<th>{html.escape(arm)} minus it</th><th>95 %</th><th>p</th><th>wins</th>"
         "<th>NLL</th><th>ECE</th></tr>"
     ]
     differences = answer.get("differences", {})
@@ -116,12 +123,13 @@ def _score_table(
         return differences[name]["mean"] if name in differences else 0.0
 
     for name, by_seed in sorted(scores.items(), key=lambda item: difference(item[0])):
-        own = paired_difference(list(by_seed.values()), [0.0] * len(by_seed))
+        own = student_mean(list(by_seed.values()))
         d = differences.get(name)
-        versus = "<td></td>" * 3
+        versus = "<td></td>" * 4
         if d is not None:
-            wins = f"{d['wins']}/{d['seeds']}"
-            versus = f"<td>{100 * d['mean']:+.2f}</td><td>{_interval(d, '+')}</td><td>{wins}</td>"
+            wins = f"{d['wins']}/{d['count']}"
+            cells = f"{100 * d['mean']:+.2f}", _interval(d, "+"), f"{d['p_holm']:.3f}", wins
+            versus = "".join(f"<td>{cell}</td>" for cell in cells)
         more = "".join(
             f"<td>{np.mean(list(found[name].values())):.3f}</td>" if name in found else "<td></td>"
             for found in other.values()
@@ -130,7 +138,7 @@ def _score_table(
         cells = f"<td>{len(by_seed)}</td>{score_cells}{versus}{more}"
         mark = ' class="claimed"' if name == arm else ""
         lines.append(
-            f"<tr{mark}><td>{html.escape(name)}{' *' if name in CONTROLS else ''}</td>{cells}</tr>"
+            f"<tr{mark}><td>{html.escape(name)}{' *' if is_control(name) else ''}</td>{cells}</tr>"
         )
     return "".join(lines) + "</table>"
 

@@ -11,9 +11,11 @@ RUN/config.json               written before the first step; reproduces the run
 import csv
 import io
 import json
+import math
 import shlex
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +31,9 @@ from train_cls.data import Splits, load_splits
 from train_cls.train import EpochResult, Training, new_training, train
 
 SAVE_SECONDS = 30.0
-"""Min seconds between checkpoints, which are written at the ends of epochs."""
+"""Min seconds between checkpoints, which are written after a process's first epoch, at the ends of
+later ones, and when it is interrupted."""
+METRICS = "metrics.jsonl"
 
 
 def new_run(folder: Path, config: TrainConfig) -> Path:
@@ -66,8 +70,10 @@ def continue_run(
     branch: Path | None = None,
     tensorboard: bool = False,
 ) -> Iterator[EpochResult]:
-    """Train a run from its newest complete checkpoint to its end; close the iterator to stop after
-    the current epoch.
+    """Train a run from its newest complete checkpoint to its end.
+
+    Close the iterator to stop after the current epoch; an interrupt stops after the current step.
+    Both save.
 
     Args:
         branch: Checkpoint of another run's first generation to start from if this run has no
@@ -100,45 +106,48 @@ def continue_run(
 def _logged(
     training: Training, folder: Path, splits: Splits, processes: Processes, tensorboard: bool
 ) -> Iterator[EpochResult]:
-    metrics = folder / "metrics.jsonl"
-    _drop_rows_after(metrics, training.epoch)
+    _drop_rows_after(folder, training.epoch)
     writer = _summary_writer(folder) if tensorboard else None
-    saved = time.monotonic()
-    for result in train(training, splits, processes):
-        row = {**result._asdict(), **result.scores}
-        row.pop("scores")
-        with metrics.open("a") as file:
-            file.write(json.dumps(row) + "\n")
-        if writer is not None:
-            for name, value in row.items():
-                if isinstance(value, float):
-                    writer.add_scalar(name, value, result.epoch)
-        if training.is_generation_end:
-            training.save(folder / "generations")
-        if (
-            training.is_generation_end
-            or training.batches >= training.steps
-            or time.monotonic() - saved > SAVE_SECONDS
-        ):
+    saved = -math.inf
+    try:
+        for result in train(training, splits, processes):
+            row = {**result._asdict(), **result.scores}
+            row.pop("scores")
+            with (folder / METRICS).open("a") as file:
+                file.write(json.dumps(row) + "\n")
+            if writer is not None:
+                for name, value in row.items():
+                    if isinstance(value, float):
+                        writer.add_scalar(name, value, result.epoch)
+            if training.is_generation_end:
+                training.save(folder / "generations")
+            if training.is_generation_end or time.monotonic() - saved > SAVE_SECONDS:
+                training.save(folder / "checkpoints", keep=2)
+                saved = time.monotonic()
+            yield result
+    except (KeyboardInterrupt, GeneratorExit):
+        if training.batches:
             training.save(folder / "checkpoints", keep=2)
-            saved = time.monotonic()
-        yield result
+        raise
     write_csv(folder)
 
 
-def _drop_rows_after(metrics: Path, epoch: int) -> None:
-    """Drop the rows of epochs that will be trained again."""
-    if metrics.exists():
-        kept = [
-            line for line in metrics.read_text().splitlines() if json.loads(line)["epoch"] <= epoch
-        ]
-        write_atomic(metrics, "".join(f"{line}\n" for line in kept).encode())
+def _drop_rows_after(folder: Path, epoch: int) -> None:
+    """Drop the rows of epochs that will be trained again, and damaged ones."""
+    kept = "".join(f"{json.dumps(row)}\n" for row in rows(folder) if row["epoch"] <= epoch)
+    if (folder / METRICS).exists():
+        write_atomic(folder / METRICS, kept.encode())
 
 
 def rows(folder: Path) -> list[dict[str, Any]]:
-    """The metrics of a run, one row per epoch."""
-    path = folder / "metrics.jsonl"
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    """The metrics of a run, one row per epoch; lines that are no such rows are left out."""
+    path, found = folder / METRICS, []
+    for line in path.read_text(errors="replace").splitlines() if path.exists() else []:
+        with suppress(ValueError, RecursionError):
+            row = json.loads(line)
+            if isinstance(row, dict) and type(row.get("epoch")) is int:
+                found.append(row)
+    return found
 
 
 def is_finished(folder: Path) -> bool:

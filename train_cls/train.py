@@ -18,6 +18,7 @@ from dreamsa.annealing import Annealer, Rule, ScaleRate, generation_cosine
 from dreamsa.annealing.transforms import Schedule
 from dreamsa.device import Processes, resolve_device
 from dreamsa.randomness import generator_for, seed_for
+from dreamsa.signals import held_interrupts
 from train_cls.config import OptimizerName, TrainConfig
 from train_cls.data import Dataset, Splits, augment, batch_order, channel_stats
 from train_cls.evaluate.metrics import predict, scores
@@ -59,6 +60,10 @@ class Training:
     average: AveragedModel | None = None
     batches: int = 0
     """Batches consumed. Exceeds `step` by the number of updates that GradScaler skipped."""
+    scaler: torch.amp.GradScaler = field(
+        default_factory=lambda: torch.amp.GradScaler("cpu", enabled=False)
+    )
+    """Scales the loss in float16."""
     sums: Tensor = field(default_factory=lambda: torch.zeros(3))
     """Sum of losses, correct predictions and images since the epoch began."""
 
@@ -102,6 +107,7 @@ class Training:
             "batches": self.batches,
             "annealer": self.annealer.state_dict(),
             "optimizer": optimizer,
+            "scaler": self.scaler.state_dict(),
         }
         return checkpoint.save_step(folder, self.batches, groups, state, keep)
 
@@ -134,6 +140,8 @@ class Training:
         for group in self.optimizer.param_groups:
             group["lr"] = self.config.lr  # older checkpoints hold the scheduled rate
         self.annealer.load_state_dict(state["annealer"])
+        if state.get("scaler"):  # empty unless in float16; older checkpoints have none
+            self.scaler.load_state_dict(state["scaler"])
         self.batches = state["batches"]
         return tensors["memory"]
 
@@ -221,6 +229,7 @@ def new_training(config: TrainConfig, train: Dataset) -> Training:
         schedule,
         teacher,
         average if averaging else None,
+        scaler=torch.amp.GradScaler(device.type, enabled=config.precision == "float16"),
     )
     training.sums = training.sums.to(device)
     return training
@@ -268,7 +277,6 @@ def train_step(
     training: Training,
     images: Tensor,
     labels: Tensor,
-    scaler: torch.amp.GradScaler,
     processes: Processes,
 ) -> None:
     """One update: events, gradients of all accumulated batches, and `optimizer.step()`, unless
@@ -278,6 +286,7 @@ def train_step(
         images: uint8 [accumulate * b, c, h, w], augmented; this process's part of the batch.
     """
     config, model, optimizer = training.config, training.model, training.optimizer
+    scaler = training.scaler
     training.annealer.begin()
     model.train()
     if config.anneal.norm_statistics == "freeze" and training.annealer.phase == "ascend":
@@ -286,10 +295,10 @@ def train_step(
     chunks = list(
         zip(images.chunk(config.accumulate), labels.chunk(config.accumulate), strict=True)
     )
-    _gradients(training, chunks, scaler, observe=True)
+    _gradients(training, chunks, observe=True)
     if training.plan.rho:
         with _Perturbed(training.model, training.plan.rho):
-            _gradients(training, chunks, scaler, observe=False)
+            _gradients(training, chunks, observe=False)
     gradients = [p.grad for p in model.parameters() if p.grad is not None]
     if processes.count > 1:
         processes.sum_(gradients)
@@ -313,14 +322,13 @@ def train_step(
 def _gradients(
     training: Training,
     chunks: list[tuple[Tensor, Tensor]],
-    scaler: torch.amp.GradScaler,
     observe: bool,
 ) -> None:
     training.optimizer.zero_grad()
     for images, labels in chunks:
         with autocast(training.config, images.device):
             loss, logits = loss_of(training, images, labels)
-        scaler.scale(loss / len(chunks)).backward()
+        training.scaler.scale(loss / len(chunks)).backward()
         if observe:
             training.annealer.observe(loss)
             correct = (logits.argmax(1) == labels).sum()
@@ -390,24 +398,30 @@ def train(
 
     Raises:
         FloatingPointError: The loss of an epoch is not finite.
+        KeyboardInterrupt: After the current step, or the epoch that it ends.
     """
     config = training.config
     device = next(training.model.parameters()).device
     data = splits.train.to(device)
-    scaler = torch.amp.GradScaler(device.type, enabled=config.precision == "float16")
     per_step = config.batch * config.accumulate
     part = processes.share(per_step, "batch * accumulate")
     while training.batches < training.steps:
         started = time.monotonic()
         phase = "descend"
-        for index in _remaining_batches(training, data):
-            rng = generator_for(config.seed, training.batches, "augment", device)
-            phase = training.annealer.phase
-            images = augment(data.images[index], rng, config.flip, config.pad)
-            train_step(training, images[part], data.labels[index][part], scaler, processes)
-        if processes.count > 1:
-            _average_buffers_(training.model, processes)
-        yield _epoch_result(training, splits, phase, time.monotonic() - started)
+        with held_interrupts() as received:  # a half-done step is never saved
+            for index in _remaining_batches(training, data):
+                if received:
+                    raise KeyboardInterrupt
+                rng = generator_for(config.seed, training.batches, "augment", device)
+                phase = training.annealer.phase
+                images = augment(data.images[index], rng, config.flip, config.pad)
+                train_step(training, images[part], data.labels[index][part], processes)
+            if processes.count > 1:
+                _average_buffers_(training.model, processes)
+            result = _epoch_result(training, splits, phase, time.monotonic() - started)
+        yield result
+        if received:
+            raise KeyboardInterrupt
 
 
 def _remaining_batches(training: Training, data: Dataset) -> Iterator[Tensor]:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 
@@ -9,7 +10,7 @@ import pytest
 import torch
 
 from dreamsa import checkpoint
-from train_cls import cli
+from train_cls import api, cli
 
 
 def run(*arguments, **kwargs):
@@ -96,6 +97,26 @@ def test_an_interrupted_run_prints_a_quoted_command_to_resume(tmp_path, capsys):
         cli._follow(results(), tmp_path / "my run", False)
     assert left.value.code == 130
     assert f"train-cls resume '{tmp_path}/my run'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_saves_and_the_run_resumes(tmp_path, number):
+    folder, flags = tmp_path / "run", "--per-class 20 --generations 2 --epochs 500 --json"
+    process = subprocess.Popen(
+        [sys.executable, "-m", "train_cls.cli", "train", str(folder), *flags.split()],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    assert json.loads(process.stdout.readline())["epoch"] == 1
+    process.send_signal(number)
+    _, message = process.communicate(timeout=120)
+    assert process.returncode == 130 and f"train-cls resume {folder}" in message
+    newest = checkpoint.latest(folder / "checkpoints")
+    assert newest is not None
+    first = next(api.resume(folder))
+    assert first.epoch == int(newest.name) // 6 + 1  # of 200 images, 32 at a time
 
 
 def test_closed_output_ends_the_command_silently():

@@ -1,6 +1,7 @@
 """Runs on disk: resuming, checkpoints, metrics and the paths they save."""
 
 import json
+import signal
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,12 +13,14 @@ from tiny_model import SMALL
 from dreamsa import checkpoint
 from dreamsa.settings import from_tree, to_tree, with_overrides
 from train_cls import api
+from train_cls import train as train_module
 from train_cls.config import TrainConfig
 from train_cls.data import load_splits
 from train_cls.run import continue_run, new_run, rows
 from train_cls.train import new_training, train
 
 QUICK = replace(SMALL, model="preresnet-tiny", generations=2)
+LOSS_OF = train_module.loss_of
 
 
 def last_weights(run: Path) -> torch.Tensor:
@@ -67,6 +70,59 @@ def train_until(run: Path, epoch: int) -> None:
     for result in continue_run(run):
         if result.epoch == epoch:
             break
+
+
+class Interrupting:
+    """Sends this process a signal in the middle of one step."""
+
+    def __init__(self, step: int, number: int) -> None:
+        self.step, self.number, self.calls = step, number, 0
+
+    def __call__(self, *arguments, **named):
+        self.calls += 1
+        if self.calls == self.step:
+            signal.raise_signal(self.number)
+        return LOSS_OF(*arguments, **named)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("step", [1, 4, 5, 6])  # an epoch has 5
+def test_an_interrupt_saves_after_its_step_and_resumes_exactly(tmp_path, monkeypatch, step, number):
+    list(api.train(QUICK, tmp_path / "whole"))
+    before = signal.signal(number, signal.default_int_handler)
+    try:
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(train_module, "loss_of", Interrupting(step, number))
+            list(api.train(QUICK, tmp_path / "part"))
+    finally:
+        signal.signal(number, before)
+    newest = checkpoint.latest(tmp_path / "part" / "checkpoints")
+    assert newest is not None and newest.name == f"{step:08d}"
+    list(api.resume(tmp_path / "part"))
+    assert torch.equal(last_weights(tmp_path / "whole"), last_weights(tmp_path / "part"))
+    assert [r["epoch"] for r in rows(tmp_path / "part")] == [1, 2, 3, 4]
+    for one, other in zip(rows(tmp_path / "whole"), rows(tmp_path / "part"), strict=True):
+        assert one["loss"] == other["loss"] and one["accuracy"] == other["accuracy"]
+
+
+def test_a_run_that_was_killed_before_its_first_checkpoint_begins_again(tmp_path):
+    list(api.train(QUICK, tmp_path / "whole"))
+    new_run(tmp_path / "part", QUICK)
+    (tmp_path / "part" / "metrics.jsonl").write_text((tmp_path / "whole/metrics.jsonl").read_text())
+    assert [result.epoch for result in api.resume(tmp_path / "part")] == [1, 2, 3, 4]
+    assert torch.equal(last_weights(tmp_path / "whole"), last_weights(tmp_path / "part"))
+
+
+@pytest.mark.parametrize(
+    "line", ['{"epoch": 2, "loss"', "\x00\x00", "[1]", '{"epoch": "2"}', "[" * 100_000, "\ud800"]
+)
+def test_a_damaged_line_of_metrics_blocks_nothing(tmp_path, line):
+    new_run(tmp_path / "run", QUICK)
+    train_until(tmp_path / "run", 2)
+    with (tmp_path / "run" / "metrics.jsonl").open("a", errors="surrogatepass") as file:
+        file.write(line)
+    list(api.resume(tmp_path / "run"))
+    assert [row["epoch"] for row in rows(tmp_path / "run")] == [1, 2, 3, 4]
 
 
 def test_a_run_resumes_from_another_working_directory(tmp_path, monkeypatch):

@@ -185,9 +185,9 @@ class OverflowingScaler(GradScaler):
 def test_a_skipped_update_changes_no_weights_and_takes_no_step(optimizer, splits):
     training = new_training(replace(SMALL, optimizer=optimizer, lr=1e-3), splits.train)
     before, images, labels = weights(training), splits.train.images[:20], splits.train.labels[:20]
-    scaler = OverflowingScaler()
+    training.scaler = OverflowingScaler()
     for skipped in (True, True, False):
-        train_step(training, images, labels, scaler, Processes())
+        train_step(training, images, labels, Processes())
         assert torch.equal(before, weights(training)) == skipped
         assert len(training.optimizer.state) == (
             0 if skipped else len(list(training.model.parameters()))
@@ -225,6 +225,8 @@ def test_epochs_end_after_all_batches_and_rules_follow_the_steps_taken(
     restored = new_training(config, splits.train)
     restored.load(training.save(tmp_path))
     assert (restored.step, restored.batches) == (training.step, training.batches)
+    assert training.scaler.get_scale() < 65536  # halved by every overflow
+    assert restored.scaler.state_dict() == training.scaler.state_dict()
 
 
 @pytest.mark.parametrize(("method", "constant"), [("seal", False), ("long", False), ("swa", True)])
