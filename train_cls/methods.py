@@ -6,7 +6,7 @@ an ascent lasts k = round(share * E) steps.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from math import inf, log
 
@@ -44,6 +44,7 @@ from dreamsa.annealing import (
 )
 from dreamsa.annealing.transforms import Schedule
 from train_cls.config import AnnealConfig, TrainConfig
+from train_cls.forgetting import Forgetting
 from train_cls.models import Classifier
 
 FOREVER = 10**12
@@ -63,6 +64,8 @@ class Setup:
     """Optimizer steps per epoch."""
     fresh: Fresh
     """Draws new initial values of all parameters, different at every step."""
+    forgetting: Forgetting
+    """Measures every ascent."""
 
     @property
     def anneal(self) -> AnnealConfig:
@@ -96,6 +99,11 @@ class Setup:
     ) -> Rule:
         """A transform during ascents, which end early if the loss exceeds `bound`."""
         return Rule(self.ascent_window, transform, groups=groups, phase=phase, bound=self.bound)
+
+    def measured(self, rule: Rule) -> Rule:
+        """A rule whose windows are measured, see `Forgetting`."""
+        begin, end = self.forgetting.begin, self.forgetting.end
+        return replace(rule, on_open=(*rule.on_open, begin), on_close=(*rule.on_close, end))
 
     def edges(self) -> list[Rule]:
         """Clear all moments at both edges of an ascent, where SEAL's code makes a new optimizer."""
@@ -195,7 +203,7 @@ def _gradient_ascent(setup: Setup) -> GradientAscent:
 def seal(setup: Setup) -> Plan:
     """Early layers ascend for k steps at S times the rate while the rest descends; then all descend
     (SEAL, eq. 2 and 3)."""
-    return Plan([*setup.edges(), setup.ascent(_gradient_ascent(setup), EARLY)])
+    return Plan([*setup.edges(), setup.measured(setup.ascent(_gradient_ascent(setup), EARLY))])
 
 
 def seal_freeze(setup: Setup) -> Plan:
@@ -203,7 +211,7 @@ def seal_freeze(setup: Setup) -> Plan:
     return Plan(
         [
             *setup.edges(),
-            setup.ascent(_gradient_ascent(setup), EARLY),
+            setup.measured(setup.ascent(_gradient_ascent(setup), EARLY)),
             setup.ascent(Freeze(), FORGETTING),
         ]
     )
@@ -215,25 +223,26 @@ def seal_reinit(setup: Setup) -> Plan:
         [
             *setup.edges(),
             setup.reinitialize(FORGETTING),
-            setup.ascent(_gradient_ascent(setup), EARLY),
+            setup.measured(setup.ascent(_gradient_ascent(setup), EARLY)),
         ]
     )
 
 
 def seal_reverse(setup: Setup) -> Plan:
     """SEAL with later layers ascending and early ones descending (table 7)."""
-    return Plan([*setup.edges(), setup.ascent(_gradient_ascent(setup), FORGETTING)])
+    ascent = setup.ascent(_gradient_ascent(setup), FORGETTING)
+    return Plan([*setup.edges(), setup.measured(ascent)])
 
 
 def seal_zero(setup: Setup) -> Plan:
     """Control, S = 0: the early layers are frozen for k steps."""
-    return Plan([*setup.edges(), setup.ascent(Freeze(), EARLY, "freeze")])
+    return Plan([*setup.edges(), setup.measured(setup.ascent(Freeze(), EARLY, "freeze"))])
 
 
 def random_direction(setup: Setup) -> Plan:
     """Control: the early layers take steps of the same length in random directions."""
     transform = RandomDirection(setup.anneal.scale, setup.config.seed)
-    return Plan([*setup.edges(), setup.ascent(transform, EARLY, "random")])
+    return Plan([*setup.edges(), setup.measured(setup.ascent(transform, EARLY, "random"))])
 
 
 def reset_only(setup: Setup) -> Plan:

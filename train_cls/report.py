@@ -20,6 +20,7 @@ from train_cls.compare import (
     verdict,
     write_csv,
 )
+from train_cls.forgetting import ACCURACY, DISTANCE, FORGOTTEN
 
 STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; color: #1b1b1f; background: #fff }
@@ -66,6 +67,7 @@ def write_report(
         f"<h1>Comparison: {html.escape(folder.name)}</h1>",
         f'<p class="claim">{html.escape(answer["claim"])}</p>',
         _score_table(scores, answer, arm, score, other),
+        _ascents(folder, scores),
         '<p class="note">Scores are of the last epoch. All arms of a seed compute the same number '
         "of gradients (sam two per step, hence half the generations; normal one generation). All "
         "except those trained from scratch share their first generation. Differences are paired "
@@ -141,6 +143,37 @@ def _score_table(
             f"<tr{mark}><td>{html.escape(name)}{' *' if is_control(name) else ''}</td>{cells}</tr>"
         )
     return "".join(lines) + "</table>"
+
+
+def _ascents(folder: Path, scores: dict[str, dict[str, float]]) -> str:
+    """What the ascents did, by arm, with a sentence about those that made nothing forgotten."""
+    lines, kept = [], []
+    for name, by_seed in scores.items():
+        ends = [row for seed in by_seed for row in history(folder, name, seed) if ACCURACY in row]
+        if not ends:
+            continue
+        accuracies = [row[ACCURACY] for row in ends]
+        distance = np.mean([row[DISTANCE] for row in ends])
+        numbers = f"{100 * np.mean(accuracies):.1f}</td><td>{100 * max(accuracies):.1f}"
+        cells = f"{len(ends)}</td><td>{numbers}</td><td>{100 * distance:.2f}"
+        lines.append(f"<tr><td>{html.escape(name)}</td><td>{cells}</td></tr>")
+        if np.mean(accuracies) > FORGOTTEN:
+            kept.append(name)
+    if not lines:
+        return ""
+    note = (
+        f'<p class="claim">Did not forget: {html.escape(", ".join(kept))}. An ascent is meant to '
+        f"bring the training accuracy below {100 * FORGOTTEN:.0f} %; what these arms show is "
+        "their schedule and resets, not ascending.</p>"
+        if kept
+        else ""
+    )
+    head = "<th>ascents</th><th>training accuracy after them, %</th><th>highest</th>"
+    return (
+        "<h2>What the ascents did</h2>"
+        f"<table><tr><th>arm</th>{head}<th>|dw|/|w| of their layers, %</th></tr>"
+        f"{''.join(lines)}</table>{note}"
+    )
 
 
 def _interval(d: dict[str, Any], sign: str = "") -> str:

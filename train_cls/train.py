@@ -22,6 +22,7 @@ from dreamsa.signals import held_interrupts
 from train_cls.config import OptimizerName, TrainConfig
 from train_cls.data import Dataset, Splits, augment, batch_order, channel_stats
 from train_cls.evaluate.metrics import predict, scores
+from train_cls.forgetting import Forgetting, norm
 from train_cls.methods import ALWAYS, Plan, Setup, plan_for, split_groups
 from train_cls.models import Classifier, build_model, load_weights_, seed_dropout_
 
@@ -32,7 +33,7 @@ class EpochResult(NamedTuple):
     epoch: int  # from 1
     generation: int  # from 1
     phase: str  # of the epoch's last step
-    loss: float
+    loss: float  # mean of those that are finite
     accuracy: float  # on the training batches, before each update
     lr: float  # scheduled, of the epoch's last step
     early_lr: float  # of the early layers in that step, including all rules; 0 if frozen
@@ -41,7 +42,8 @@ class EpochResult(NamedTuple):
     grad_norm: float  # in the epoch's last step
     seconds: float
     scores: dict[str, float]
-    """ "test accuracy", "validation nll", ...; empty in epochs without evaluation."""
+    """ "test accuracy", "validation nll", ... of epochs with evaluation, and what `Forgetting`
+    measured if an ascent has ended."""
 
 
 @dataclass
@@ -92,7 +94,8 @@ class Training:
         `dreamsa.checkpoint.save_step`."""
         tensors, optimizer = checkpoint.pack_optimizer(self.optimizer)
         memory: dict[str, Tensor] = {}
-        for name, parts in (("snapshot", self.plan.snapshots), ("mask", self.plan.masks)):
+        snapshots = [*self.plan.snapshots, self.setup.forgetting.start]
+        for name, parts in (("snapshot", snapshots), ("mask", self.plan.masks)):
             for i, part in enumerate(parts):
                 memory |= {f"{name}.{i}.{k}": v for k, v in part.tensors().items()}
         for name, module in (("teacher", self.teacher), ("average", self.average)):
@@ -108,6 +111,7 @@ class Training:
             "annealer": self.annealer.state_dict(),
             "optimizer": optimizer,
             "scaler": self.scaler.state_dict(),
+            "ascent": self.setup.forgetting.measured,
         }
         return checkpoint.save_step(folder, self.batches, groups, state, keep)
 
@@ -115,7 +119,7 @@ class Training:
         """Restore a checkpoint of this run exactly."""
         memory = self.branch(checkpoint_folder)
         parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
-        for i, snapshots in enumerate(self.plan.snapshots):
+        for i, snapshots in enumerate([*self.plan.snapshots, self.setup.forgetting.start]):
             snapshots.restore(parameters, _under(memory, f"snapshot.{i}."))
         for i, masks in enumerate(self.plan.masks):
             masks.restore(_under(memory, f"mask.{i}."))
@@ -143,6 +147,7 @@ class Training:
         if state.get("scaler"):  # empty unless in float16; older checkpoints have none
             self.scaler.load_state_dict(state["scaler"])
         self.batches = state["batches"]
+        self.setup.forgetting.measured = state.get("ascent", {})
         return tensors["memory"]
 
 
@@ -205,7 +210,13 @@ def new_training(config: TrainConfig, train: Dataset) -> Training:
     model = build(config.seed).to(device)
     if device.type == "cuda" or config.precision == "bfloat16":
         model = model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
-    setup = Setup(config, model, classes, len(train) // (config.batch * config.accumulate), fresh)
+    images, labels = train.images, train.labels
+
+    def accuracy() -> float:
+        return float((predict(model, images).argmax(1).cpu() == labels).double().mean())
+
+    steps = len(train) // (config.batch * config.accumulate)
+    setup = Setup(config, model, classes, steps, fresh, Forgetting(accuracy))
     plan = plan_for(setup)
     optimizer = new_optimizer(config.optimizer, split_groups(model, config.anneal.before), config)
     teacher = build(config.seed).to(device).eval().requires_grad_(False) if plan.teacher else None
@@ -332,9 +343,9 @@ def _gradients(
         if observe:
             training.annealer.observe(loss)
             correct = (logits.argmax(1) == labels).sum()
-            training.sums += torch.stack(
-                [loss.detach() * len(labels), correct, torch.full_like(correct, len(labels))]
-            )
+            sums = [loss.detach() * len(labels), correct, torch.full_like(correct, len(labels))]
+            # a loss that is not finite may end an ascent, and is no part of the epoch's mean
+            training.sums += torch.where(loss.isfinite(), torch.stack(sums), 0.0)
 
 
 class _Perturbed:
@@ -397,7 +408,7 @@ def train(
     """Train to the end of the run; yields after every epoch. Close the generator to stop.
 
     Raises:
-        FloatingPointError: The loss of an epoch is not finite.
+        FloatingPointError: The weights, or all losses of an epoch, are not finite.
         KeyboardInterrupt: After the current step, or the epoch that it ends.
     """
     config = training.config
@@ -444,13 +455,15 @@ def _epoch_result(training: Training, splits: Splits, phase: str, seconds: float
     config, epoch = training.config, training.epoch
     loss, correct, count = (float(value) for value in training.sums)
     training.sums.zero_()
-    if not math.isfinite(loss):
-        raise FloatingPointError(
-            f"Training diverged in epoch {epoch}: the loss is {loss}. Lower lr or anneal.scale."
-        )
     early, *late = (
         [p.detach() for p in group["params"]] for group in training.optimizer.param_groups
     )
+    early_norm, late_norm = norm(early), norm(p for group in late for p in group)
+    if count == 0 or not math.isfinite(early_norm + late_norm):
+        raise FloatingPointError(
+            f"Training diverged in epoch {epoch}: its losses or the weights are not finite. "
+            "Lower lr or anneal.scale."
+        )
     gradients = [p.grad for p in training.model.parameters() if p.grad is not None]
     evaluates = (
         training.batches >= training.steps
@@ -465,19 +478,11 @@ def _epoch_result(training: Training, splits: Splits, phase: str, seconds: float
         accuracy=correct / max(count, 1),
         lr=config.lr * training.schedule(max(training.step - 1, 0)),
         early_lr=float(training.annealer.rates.get("early", 0.0)),
-        early_norm=_norm(early),
-        late_norm=_norm([p for group in late for p in group]),
-        grad_norm=_norm(gradients),
+        early_norm=early_norm,
+        late_norm=late_norm,
+        grad_norm=norm(gradients),
         seconds=seconds,
-        scores=evaluate(training, splits) if evaluates else {},
-    )
-
-
-def _norm(tensors: list[Tensor]) -> float:
-    return (
-        float(torch.linalg.vector_norm(torch.stack(torch._foreach_norm(tensors))))
-        if tensors
-        else 0.0
+        scores=training.setup.forgetting.take() | (evaluate(training, splits) if evaluates else {}),
     )
 
 

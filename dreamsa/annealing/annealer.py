@@ -223,13 +223,16 @@ class Annealer:
         ]
         if not guarded or loss is None:
             return
-        value = float(loss)
+        value, phases = float(loss), dict[str | None, float]()
         for i, rule, bound in guarded:
             if not value <= bound:
                 self._ended.add(i)
                 self._run(rule.on_close, rule)
-                message = "step %d: phase %r ends early, the loss is %g (bound %g)"
-                log.warning(message, self.step, rule.phase, value, bound)
+                if rule.transform is not None:  # else it is the edges of another rule's window
+                    phases[rule.phase] = bound
+        for phase, bound in phases.items():
+            message = "step %d: phase %r ends early, the loss is %g (bound %g)"
+            log.warning(message, self.step, phase, value, bound)
         if not isfinite(value):
             self.optimizer.zero_grad()
 
