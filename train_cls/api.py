@@ -177,11 +177,17 @@ def sweep(
     config: TrainConfig, folder: Path, name: str, values: Sequence[Any], seeds: Sequence[int]
 ) -> Iterator[dict[str, Any]]:
     """Train one run per value of a setting, such as "anneal.scale", and seed; yields their last
-    scores. Resumable."""
-    for value in values:
+    scores. Resumable.
+
+    Raises:
+        ValueError: The setting is a seed, which has its own argument, or a value is out of range.
+    """
+    if name in ("seed", "splits.seed"):
+        raise ValueError(f"{name} is not swept; give the seeds by --seeds and --first-seed.")
+    configs = [(value, with_overrides(config, {name: value})) for value in values]
+    for value, changed in configs:
         for seed in seeds:
-            own = with_overrides(config, {name: value})
-            own = replace(own, seed=seed, splits=replace(own.splits, seed=seed))
+            own = replace(changed, seed=seed, splits=replace(changed.splits, seed=seed))
             run = folder / f"{name}={value}" / f"seed-{seed}"
             if not (run / "config.json").exists():
                 runs.new_run(run, own)

@@ -31,6 +31,7 @@ CONTROLS = (
 )  # fmt: skip
 """Baselines of SEAL: its own ingredients without ascent, and other methods of equal cost."""
 ARMS = ("normal", "seal", "seal-reverse", *CONTROLS)
+DIVERGED = "diverged.json"
 
 
 def compare(
@@ -60,7 +61,13 @@ def compare(
             )
     if not seeds:
         raise ValueError("A comparison needs at least one seed.")
+    if unknown := [arm for arm in changes if arm not in arms]:
+        raise ValueError(f"There is no arm {unknown[0]!r} to tune; the arms are {', '.join(arms)}.")
     config = with_absolute_data(config)
+    own = {
+        arm: with_overrides(replace(config, method=arm.partition("@")[0]), changes.get(arm, {}))
+        for arm in arms
+    }
     plan = {"config": to_tree(config), "changes": changes}
     saved = folder / "comparison.json"
     folder.mkdir(parents=True, exist_ok=True)
@@ -76,23 +83,34 @@ def compare(
         splits = load(base)
         shared: Path | None = None
         for arm in arms:
-            method = arm.partition("@")[0]
-            own = with_overrides(replace(base, method=method), changes.get(arm, {}))
-            branches = method not in FROM_SCRATCH and all(
+            branches = own[arm].method not in FROM_SCRATCH and all(
                 map(_after_generation_1, changes.get(arm, {}))
             )
             if branches and shared is None:
                 shared = _first_generation(base, folder / "generation-1" / f"seed-{seed}", splits)
-            branch = shared if branches else None
             run = folder / arm / f"seed-{seed}"
             if not (run / "config.json").exists():
-                new_run(run, own)
-            if not is_finished(run):
-                for _ in continue_run(run, splits, branch):
-                    pass
-            yield f"{arm}, seed {seed}: " + ", ".join(
-                f"{k} {v:.4f}" for k, v in last_scores(run).items() if k.startswith("test")
-            )
+                new_run(run, replace(own[arm], seed=seed, splits=base.splits))
+            yield f"{arm}, seed {seed}: {_finish(run, splits, shared if branches else None)}"
+
+
+def _finish(run: Path, splits: Splits, branch: Path | None) -> str:
+    """Train a run to its end unless it has finished or diverged; what came of it, in words."""
+    if diverged(run) is None and not is_finished(run):
+        try:
+            for _ in continue_run(run, splits, branch):
+                pass
+        except FloatingPointError as error:  # a result too, and no end of the comparison
+            write_json(run / DIVERGED, {"error": str(error)})
+    if error := diverged(run):
+        return error
+    return ", ".join(f"{k} {v:.4f}" for k, v in last_scores(run).items() if k.startswith("test"))
+
+
+def diverged(run: Path) -> str | None:
+    """Why a run of a comparison has diverged; None if it has not."""
+    path = run / DIVERGED
+    return json.loads(path.read_text())["error"] if path.exists() else None
 
 
 def _same_plan(one: dict[str, Any], other: dict[str, Any]) -> bool:

@@ -69,18 +69,18 @@ class AnnealConfig:
     """Landscape modification: f(x) = x^power."""
     t_initial: float = Field(default=15.0, ge=1e-12, le=1e12)
     """SA-GD's temperature."""
-    strength: float = 1.0
+    strength: float = Field(default=1.0, ge=0, le=1e9)
     """Distancing: height of a hill."""
     width: float = Field(default=0.1, ge=1e-9, le=1e9)
     """Distancing: sigma of a hill, relative to the norm of its snapshot."""
-    shrink: float = 0.4
-    perturb: float = 0.1
+    shrink: float = Field(default=0.4, ge=0, le=1)
+    perturb: float = Field(default=0.1, ge=0, le=10)
     """Shrink and perturb: w = shrink * w + perturb * fresh."""
     distill: float = Field(default=0.5, ge=0, le=1)
     """Distillation: weight of the teacher's loss."""
     soften: float = Field(default=1.0, ge=1e-3, le=1e3)
     """Distillation: temperature of both softmaxes."""
-    tolerance: float = 0.5
+    tolerance: float = Field(default=0.5, ge=0, le=1e3)
     """Tolerant teacher: weight of the gap between the first and the next four classes."""
     rho: float = Field(default=0.05, ge=0, le=10)
     """Sharpness-aware minimisation: radius."""

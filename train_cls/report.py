@@ -13,6 +13,7 @@ import numpy as np
 from dreamsa.files import write_atomic
 from dreamsa.statistics import student_mean
 from train_cls.compare import (
+    diverged,
     history,
     is_control,
     scores_of,
@@ -67,6 +68,7 @@ def write_report(
         f"<h1>Comparison: {html.escape(folder.name)}</h1>",
         f'<p class="claim">{html.escape(answer["claim"])}</p>',
         _score_table(scores, answer, arm, score, other),
+        _diverged(folder, arms, seeds),
         _ascents(folder, scores),
         '<p class="note">Scores are of the last epoch. All arms of a seed compute the same number '
         "of gradients (sam two per step, hence half the generations; normal one generation). All "
@@ -143,6 +145,16 @@ def _score_table(
             f"<tr{mark}><td>{html.escape(name)}{' *' if is_control(name) else ''}</td>{cells}</tr>"
         )
     return "".join(lines) + "</table>"
+
+
+def _diverged(folder: Path, arms: Sequence[str], seeds: Sequence[int]) -> str:
+    """Which runs are missing from the table because they diverged."""
+    lost = {
+        arm: [str(seed) for seed in seeds if diverged(folder / arm / f"seed-{seed}")]
+        for arm in arms
+    }
+    words = [f"{html.escape(arm)} with seed {', '.join(of)}" for arm, of in lost.items() if of]
+    return f'<p class="claim">Diverged: {"; ".join(words)}.</p>' if words else ""
 
 
 def _ascents(folder: Path, scores: dict[str, dict[str, float]]) -> str:

@@ -37,7 +37,7 @@ def test_a_comparison_shares_its_first_generation_resumes_and_reports(tmp_path):
     assert (
         "<svg" in page
         and "http" not in page.replace("http://www.w3.org", "")
-        and "best control" in page
+        and "no conclusion from one seed" in page
     )
     assert len((tmp_path / "c" / "scores.csv").read_text().splitlines()) == 7
     assert [row["epoch"] for row in history(tmp_path / "c", "seal", 1)] == [1, 2, 3, 4, 5, 6]
@@ -51,6 +51,30 @@ def test_a_comparison_shares_its_first_generation_resumes_and_reports(tmp_path):
 def test_an_arm_with_tuned_settings_trains_from_scratch(tmp_path):
     list(compare(SMALL, tmp_path / "c", ("seal", "seal@hot"), (0,), {"seal@hot": {"lr": 0.2}}))
     assert rows(tmp_path / "c" / "seal@hot" / "seed-0")[0]["epoch"] == 1
+
+
+def test_a_diverging_arm_does_not_end_the_comparison(tmp_path):
+    arms, hot = ("seal", "restarts", "long"), {"restarts": {"lr": 1e30}}
+    config = replace(SMALL, model="preresnet-tiny", generations=2)
+    lines = list(compare(config, tmp_path / "c", arms, (0,), hot))
+    assert len(lines) == 3 and "restarts, seed 0: Training diverged" in lines[1]
+    assert list(compare(config, tmp_path / "c", arms, (0,), hot)) == lines  # not trained again
+    assert set(table(tmp_path / "c", arms, (0,))) == {"seal", "long"}
+    assert "Diverged: restarts with seed 0." in write_report(tmp_path / "c", arms, (0,)).read_text()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"sael": {"lr": 0.2}}, "no arm 'sael' to tune; the arms are seal, long"),
+        ({"long": {"lr": -1}}, "lr must be greater than 0"),
+        ({"long": {"lrr": 1}}, "lrr"),
+    ],
+)
+def test_wrong_settings_of_an_arm_are_refused_before_any_training(tmp_path, changes, message):
+    with pytest.raises(ValueError, match=message):
+        list(compare(SMALL, tmp_path / "c", ("seal", "long"), (0,), changes))
+    assert not (tmp_path / "c").exists()
 
 
 def named(**rows: list[float]) -> dict[str, dict[str, float]]:
