@@ -241,10 +241,10 @@ def distill(
 
     def predict(noisy: Latents, timesteps: Timesteps, *roles: Role) -> tuple[Latents, ...]:
         nonlocal calls
-        asked = tuple(dict.fromkeys(map(condition.asked_as, roles)))
+        asked: list[Role] = list(dict.fromkeys(condition.asked_as(role) for role in roles))
         calls += len(asked)
         found = score.predict_noise(noisy, timesteps, condition.texts(asked))
-        by_role = dict(zip(asked, found, strict=True))
+        by_role: dict[Role, Latents] = dict(zip(asked, found, strict=True))
         return tuple(by_role[condition.asked_as(role)] for role in roles)
 
     if config.distill.method == "consistent":
