@@ -91,9 +91,8 @@ def test_paired_differences_agree_with_scipy():
 
 def test_holm_adjusts_paired_differences_for_their_number():
     rng = np.random.default_rng(1)
-    tests = {
-        f"{shift}": paired_difference(rng.normal(shift, 1, 8), np.zeros(8)) for shift in range(4)
-    }
+    draws = {f"{shift}": rng.normal(shift, 1, 8).tolist() for shift in range(4)}
+    tests = {name: paired_difference(values, [0.0] * 8) for name, values in draws.items()}
     adjusted = holm(tests)
     ordered = sorted(tests, key=lambda name: tests[name].p)
     expected, highest = {}, 0.0
