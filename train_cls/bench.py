@@ -23,8 +23,8 @@ from dreamsa.randomness import generator_for
 from dreamsa.settings import settings
 from train_cls.config import TrainConfig
 from train_cls.data import Dataset, Splits
-from train_cls.methods import ALWAYS, FOREVER
 from train_cls.models import build_model
+from train_cls.plan import ALWAYS, FOREVER
 from train_cls.train import new_training, train
 
 NEVER = Window(FOREVER)

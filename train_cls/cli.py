@@ -130,8 +130,8 @@ def methods() -> None:
     from train_cls.methods import METHODS
 
     width = max(map(len, METHODS))
-    for name, function in METHODS.items():
-        print(f"{name:<{width}}  {' '.join((function.__doc__ or '').split())}")
+    for name, method in METHODS.items():
+        print(f"{name:<{width}}  {method.summary}")
 
 
 @app.command

@@ -13,23 +13,15 @@ import torch
 
 from dreamsa import checkpoint
 from dreamsa.files import write_atomic, write_json
-from dreamsa.settings import from_tree, to_tree, with_overrides
+from dreamsa.settings import to_tree, with_overrides
 from dreamsa.statistics import PairedDifference, detectable_difference, holm, paired_difference
-from train_cls.config import TrainConfig, with_absolute_data
+from train_cls import methods
+from train_cls.config import TrainConfig, from_saved, with_absolute_data
 from train_cls.data import Splits, load_splits
-from train_cls.methods import METHODS
+from train_cls.methods import METHODS, is_from_scratch, methods_of
 from train_cls.run import continue_run, is_finished, new_run, rows
 
-FROM_SCRATCH = frozenset({
-    "normal", "long", "sgdr", "swa", "sam", "sa-gd", "langevin", "kinetic", "landscape",
-    "tolerant-teacher",
-})  # fmt: skip
-"""Methods whose first generation differs from the plain one that the others share."""
-CONTROLS = (
-    "long", "restarts", "reset-only", "seal-zero", "random-direction", "llf", "shrink-perturb",
-    "swa", "sam",
-)  # fmt: skip
-"""Baselines of SEAL: its own ingredients without ascent, and other methods of equal cost."""
+CONTROLS = tuple(name for name, method in METHODS.items() if method.control)
 ARMS = ("normal", "seal", "seal-reverse", *CONTROLS)
 DIVERGED = "diverged.json"
 
@@ -54,11 +46,7 @@ def compare(
     """
     changes = changes or {}
     for arm in arms:
-        if arm.partition("@")[0] not in METHODS:
-            raise ValueError(
-                f"There is no method {arm.partition('@')[0]!r}; the methods are "
-                f"{', '.join(METHODS)}."
-            )
+        methods_of(arm.partition("@")[0])
     if not seeds:
         raise ValueError("A comparison needs at least one seed.")
     if unknown := [arm for arm in changes if arm not in arms]:
@@ -83,7 +71,7 @@ def compare(
         splits = load(base)
         shared: Path | None = None
         for arm in arms:
-            branches = own[arm].method not in FROM_SCRATCH and all(
+            branches = not is_from_scratch(own[arm].method) and all(
                 map(_after_generation_1, changes.get(arm, {}))
             )
             if branches and shared is None:
@@ -115,9 +103,7 @@ def diverged(run: Path) -> str | None:
 
 def _same_plan(one: dict[str, Any], other: dict[str, Any]) -> bool:
     """Settings missing in an older version's file have their defaults."""
-    first, second = (
-        with_absolute_data(from_tree(TrainConfig, plan["config"])) for plan in (one, other)
-    )
+    first, second = (with_absolute_data(from_saved(plan["config"])) for plan in (one, other))
     return one["changes"] == other["changes"] and first == second
 
 
@@ -191,7 +177,7 @@ def table(
 
 def is_control(arm: str) -> bool:
     """Whether an arm is a control, under its own settings ("long@hot") or not."""
-    return arm.partition("@")[0] in CONTROLS
+    return methods.is_control(arm.partition("@")[0])
 
 
 def judging(seeds: Iterable[str]) -> tuple[list[str], list[str]]:

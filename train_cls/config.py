@@ -3,6 +3,7 @@ from config.json."""
 
 import json
 from dataclasses import replace
+from math import inf
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,7 +13,7 @@ from dreamsa.settings import from_tree, settings, with_overrides
 
 OptimizerName = Literal["sgd", "adam", "adamw", "adagrad", "rmsprop"]
 Precision = Literal["float32", "bfloat16", "float16"]
-PresetName = Literal["digits", "paper", "seal-code"]
+PresetName = Literal["digits", "paper", "seal-code", "resnet110"]
 
 
 @settings("splits")
@@ -37,7 +38,7 @@ class DataConfig:
 
 @settings("anneal")
 class AnnealConfig:
-    """Parameters of the methods. A method ignores those of other methods."""
+    """Parameters of the methods; `train-cls methods` lists which method depends on which."""
 
     scale: float = Field(default=0.01, ge=0, le=100)
     """S: factor on the learning rate of ascending layers."""
@@ -52,7 +53,8 @@ class AnnealConfig:
     norm_statistics: Literal["update", "freeze"] = "update"
     """Running statistics of early batch norms while their layers ascend."""
     reinit: Literal["model", "torch"] = "model"
-    """Fresh weights: the model's own initialisation, or torch's default as in published code."""
+    """Fresh weights: the model's own initialisation; or, as in published code, torch's default for
+    convolutions and linear layers, where LLF and seal-reinit keep biases and norms as trained."""
     bound: float = Field(default=20.0, ge=0)
     """An ascent ends early when the loss exceeds `bound` * ln(classes) or is not finite."""
     fit_share: float = Field(default=0.8, gt=0, lt=1)
@@ -63,10 +65,19 @@ class AnnealConfig:
     """Langevin and kinetic annealing: initial temperature."""
     cooling: float = Field(default=0.01, ge=0, le=1)
     """Final temperature as a fraction of the initial one."""
+    cooling_law: Literal["geometric", "logarithmic"] = "geometric"
+    """Geometric from `temperature` on; or temperature / ln(step + 2) (Todea, eq. 2.6)."""
+    state_noise: float = Field(default=0.0, ge=0, le=1e9)
+    """Langevin: factor on (U - c)^power, which is added to the temperature; 0 is off."""
+    friction: float | None = Field(default=1.0, ge=0, le=1e12)
+    """Kinetic annealing: momentum is 1 - friction * sqrt(lr); null for friction 1 / T, which
+    leaves no momentum at temperatures that networks tolerate."""
     eps: float = Field(default=1.0, ge=1e-12, le=1e12)
     """Landscape modification: eps of grad U / (f((U - c)+) + eps)."""
     power: float = Field(default=1.0, ge=0, le=10)
-    """Landscape modification: f(x) = x^power."""
+    """f(x) = x^power of landscape modification and state-dependent noise."""
+    c: float | None = None
+    """Landscape modification: the loss above which it acts; null for the running minimum."""
     t_initial: float = Field(default=15.0, ge=1e-12, le=1e12)
     """SA-GD's temperature."""
     strength: float = Field(default=1.0, ge=0, le=1e9)
@@ -109,11 +120,21 @@ class TrainConfig:
     weight_decay: float = Field(default=5e-4, ge=0, le=10)
     warmup: float = Field(default=0.0, ge=0)
     """Epochs of linear warm-up at the start of every generation."""
-    constant_lr: bool = False
+    schedule: Literal["cosine", "step", "constant"] = "cosine"
+    """Learning rate within a generation: half a cosine to 0, steps down (`decay_at`), or constant.
+    Methods with a schedule of their own use it unless this is "constant"."""
+    decay_at: tuple[float, ...] = ()
+    """With schedule=step: epochs of a generation after which the learning rate drops."""
+    decay: float = Field(default=0.1, gt=0, le=1)
+    """Factor on the learning rate at every drop."""
+    lr_updates: Literal["step", "epoch"] = "step"
+    """How often the learning rate follows its schedule; once per epoch in SEAL's code."""
     label_smoothing: float = Field(default=0.1, ge=0, le=1)
     flip: bool = False
     pad: int = Field(default=1, ge=0, le=64)
     """Pixels of zero padding for random crops; 0 is off."""
+    normalize: Literal["data", "imagenet"] = "data"
+    """Mean and standard deviation of the inputs: of the training images, or of ImageNet."""
     accumulate: int = Field(default=1, gt=0)
     """Batches per optimizer step."""
     clip: float = Field(default=0.0, ge=0, le=1e9)
@@ -130,6 +151,13 @@ class TrainConfig:
     def __post_init__(self) -> None:
         if self.warmup >= self.epochs:
             raise ValueError(f"warmup must lie in [0, epochs={self.epochs}), got {self.warmup}.")
+        if (self.schedule == "step") != bool(self.decay_at):
+            raise ValueError(
+                f"schedule={self.schedule} with decay_at={list(self.decay_at)}: steps need both, "
+                "as in schedule=step decay_at=[150,225]."
+            )
+        if any(not 0 < epoch < inf for epoch in self.decay_at):
+            raise ValueError(f"decay_at must be epochs above 0, got {list(self.decay_at)}.")
 
 
 _SEAL = {
@@ -153,9 +181,27 @@ PRESETS: dict[PresetName, dict[str, Any]] = {
         "warmup": 20,
         "anneal.decay_weights": False,
         "anneal.reinit": "torch",
+        "lr_updates": "epoch",
+        "normalize": "imagenet",
+    },
+    "resnet110": {
+        "model": "resnet110",
+        "lr": 0.1,
+        "weight_decay": 1e-4,
+        "batch": 128,
+        "generations": 10,
+        "epochs": 164,
+        "schedule": "step",
+        "decay_at": (150.0, 225.0),
+        "label_smoothing": 0.0,
+        "flip": True,
+        "pad": 4,
+        "anneal.before": "layer3",
     },
 }
-"""Settings by name: `paper` follows SEAL's text (sec. 4.1), `seal-code` its public code."""
+"""Settings by name: `paper` follows SEAL's text (sec. 4.1), `seal-code` its public code, except
+that an epoch drops its last short batch; `resnet110` the thesis's comparison with born-again
+networks (sec. 3.4.2), whose second drop of the learning rate lies beyond the last epoch."""
 
 
 def preset(name: PresetName) -> TrainConfig:
@@ -181,6 +227,19 @@ def read(path: Path) -> TrainConfig:
         raise ValueError(f"{path} cannot be read: {error.strerror}.") from error
     except ValueError as error:
         raise ValueError(f"{path} is not JSON: {error}.") from error
+    return from_saved(tree)
+
+
+def from_saved(tree: dict[str, Any]) -> TrainConfig:
+    """A configuration from its tree, also of an older version.
+
+    Raises:
+        ValueError: Not a configuration.
+    """
+    if isinstance(tree, dict) and "constant_lr" in tree:
+        tree = {key: value for key, value in tree.items() if key != "constant_lr"} | (
+            {"schedule": "constant"} if tree["constant_lr"] else {}
+        )
     return from_tree(TrainConfig, tree)
 
 

@@ -1,26 +1,22 @@
 """The methods as lists of rules. A method is a function from a Setup to a Plan, independent of the
-trainer.
+trainer; several combine, as in "seal,swa".
 
-Conventions: generation 1 is plain for all methods; windows open at step E and repeat every E steps;
-an ascent lasts k = round(share * E) steps.
+Conventions: generation 1 is plain for all methods but those "from scratch"; windows open at step E
+and repeat every E steps; an ascent lasts k = round(share * E) steps.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterable
+from copy import deepcopy
+from dataclasses import dataclass
 from difflib import get_close_matches
-from math import inf, log
 
 import torch
-from torch import nn
 
 from dreamsa.annealing import (
     DistanceHills,
-    Event,
     Freeze,
-    Fresh,
     GradientAscent,
     GradientNoise,
-    Group,
     LandscapeModification,
     Masked,
     Masks,
@@ -32,119 +28,29 @@ from dreamsa.annealing import (
     Rule,
     Snapshot,
     Snapshots,
-    StepTransform,
     Window,
     generation_cosine,
     geometric_cooling,
     kernel_split,
+    logarithmic_cooling,
     reinitialize,
     shrink_and_perturb,
-    split_params,
     weight_split,
 )
 from dreamsa.annealing.transforms import Schedule
-from train_cls.config import AnnealConfig, TrainConfig
-from train_cls.forgetting import Forgetting
-from train_cls.models import Classifier
-
-FOREVER = 10**12
-ALWAYS = Window(0, FOREVER)
-EARLY, HEAD, FORGETTING = ("early",), ("head",), ("late", "head")
-
-
-@dataclass(frozen=True)
-class Setup:
-    """Inputs of a method."""
-
-    config: TrainConfig
-    model: Classifier
-    """At its initial weights."""
-    classes: int
-    steps: int
-    """Optimizer steps per epoch."""
-    fresh: Fresh
-    """Draws new initial values of all parameters, different at every step."""
-    forgetting: Forgetting
-    """Measures every ascent."""
-
-    @property
-    def anneal(self) -> AnnealConfig:
-        return self.config.anneal
-
-    @property
-    def period(self) -> int:
-        """Steps of one generation, E."""
-        return self.config.epochs * self.steps
-
-    @property
-    def total(self) -> int:
-        return self.config.generations * self.period
-
-    @property
-    def ascent_window(self) -> Window:
-        """The first k steps of generations 2, 3, ..."""
-        return Window(self.period, round(self.anneal.share * self.period), self.period)
-
-    @property
-    def bound(self) -> float:
-        """Loss above which an ascent ends: `anneal.bound` times that of a uniform guess."""
-        return self.anneal.bound * log(self.classes)
-
-    def each_generation(self, *events: Event, groups: tuple[str, ...] | None = None) -> Rule:
-        """Events at the start of generations 2, 3, ..."""
-        return Rule(Window(self.period, 1, self.period), on_open=events, groups=groups)
-
-    def ascent(
-        self, transform: StepTransform | None, groups: tuple[str, ...] | None, phase: str = "ascend"
-    ) -> Rule:
-        """A transform during ascents, which end early if the loss exceeds `bound`."""
-        return Rule(self.ascent_window, transform, groups=groups, phase=phase, bound=self.bound)
-
-    def measured(self, rule: Rule) -> Rule:
-        """A rule whose windows are measured, see `Forgetting`."""
-        begin, end = self.forgetting.begin, self.forgetting.end
-        return replace(rule, on_open=(*rule.on_open, begin), on_close=(*rule.on_close, end))
-
-    def edges(self) -> list[Rule]:
-        """Clear all moments at both edges of an ascent, where SEAL's code makes a new optimizer."""
-        if self.anneal.moments == "keep":
-            return []
-        reset = (ResetMoments(),)
-        return [Rule(self.ascent_window, None, reset, reset, bound=self.bound)]
-
-    def reinitialize(self, groups: tuple[str, ...] | None = None, fit: Masks | None = None) -> Rule:
-        """Reinitialise at the start of every generation; with `fit`, only outside it."""
-        return self.each_generation(reinitialize(self.fresh, fit), groups=groups)
-
-    def restart(self) -> Rule:
-        """Clear the moments at the start of every generation."""
-        return self.each_generation(ResetMoments())
-
-
-@dataclass
-class Plan:
-    """Differences from plain training: rules, a learning-rate schedule, and terms of the loss."""
-
-    rules: list[Rule] = field(default_factory=list)
-    schedule: Schedule | None = None
-    """Factor on the learning rate; None for a cosine per generation."""
-    generations: int | None = None
-    """Number of generations; None for the configured one."""
-    snapshots: list[Snapshots] = field(default_factory=list)
-    masks: list[Masks] = field(default_factory=list)
-    teacher: bool = False
-    """From generation 2 on, a fresh student also fits the softmax of the previous generation."""
-    tolerance: float = 0.0
-    """Weight of the gap between the most likely class and the next four."""
-    rho: float = 0.0
-    """Radius of sharpness-aware minimisation."""
-    average_from: float = inf
-    """Fraction of the run after which weights are averaged."""
-
-
-def split_groups(model: nn.Module, before: str) -> list[Group]:
-    """The parameter groups "early", "late" (without the last layer) and "head"."""
-    return split_params(model, int(before) if before.isdigit() else before, head="fc")
+from train_cls.averaging import stochastic_average
+from train_cls.losses import Distillation, OverconfidencePenalty, UpdateTeacher, sharpness_aware
+from train_cls.plan import (
+    ALWAYS,
+    EARLY,
+    FOREVER,
+    FORGETTING,
+    HEAD,
+    Plan,
+    Setup,
+    combine,
+    split_groups,
+)
 
 
 def normal(setup: Setup) -> Plan:
@@ -154,7 +60,11 @@ def normal(setup: Setup) -> Plan:
 
 def long(setup: Setup) -> Plan:
     """G * E plain epochs under one cosine: the baseline of equal length."""
-    return Plan(schedule=generation_cosine(setup.total, round(setup.config.warmup * setup.steps)))
+    return Plan(schedule=_one_cosine(setup))
+
+
+def _one_cosine(setup: Setup) -> Schedule:
+    return generation_cosine(setup.total, round(setup.config.warmup * setup.steps))
 
 
 def restarts(setup: Setup) -> Plan:
@@ -177,11 +87,12 @@ def sgdr(setup: Setup) -> Plan:
 def swa(setup: Setup) -> Plan:
     """Stochastic weight averaging (arXiv:1803.05407): a cosine down to a quarter, then constant,
     averaging once per epoch."""
-    begin = max(round(setup.anneal.average_from * setup.total), 1)
-    down = generation_cosine(begin, floor=0.25)
+    begin = setup.anneal.average_from * setup.total
+    first = max(round(begin), 1)
+    down = generation_cosine(first, floor=0.25)
     return Plan(
-        schedule=lambda step: down(step) if step < begin else 0.25,
-        average_from=setup.anneal.average_from,
+        schedule=lambda step: down(step) if step < first else 0.25,
+        average=stochastic_average(setup.model, begin, setup.steps),
     )
 
 
@@ -192,7 +103,7 @@ def sam(setup: Setup) -> Plan:
     return Plan(
         schedule=generation_cosine(half * setup.period),
         generations=half,
-        rho=setup.anneal.rho,
+        gradients=sharpness_aware(setup.model, setup.anneal.rho),
     )
 
 
@@ -222,7 +133,7 @@ def seal_reinit(setup: Setup) -> Plan:
     return Plan(
         [
             *setup.edges(),
-            setup.reinitialize(FORGETTING),
+            setup.forget_later_layers(),
             setup.measured(setup.ascent(_gradient_ascent(setup), EARLY)),
         ]
     )
@@ -240,8 +151,9 @@ def seal_zero(setup: Setup) -> Plan:
 
 
 def random_direction(setup: Setup) -> Plan:
-    """Control: the early layers take steps of the same length in random directions."""
-    transform = RandomDirection(setup.anneal.scale, setup.config.seed)
+    """Control: the early layers take steps of the same length in one random direction per ascent,
+    and so go at least as far."""
+    transform = RandomDirection(setup.anneal.scale, setup.config.seed, setup.period)
     return Plan([*setup.edges(), setup.measured(setup.ascent(transform, EARLY, "random"))])
 
 
@@ -252,12 +164,14 @@ def reset_only(setup: Setup) -> Plan:
 
 def llf(setup: Setup) -> Plan:
     """Later-layer forgetting (arXiv:2202.00155): reinitialises later layers every generation."""
-    return Plan([setup.restart(), setup.reinitialize(FORGETTING)])
+    return Plan([setup.restart(), setup.forget_later_layers()])
 
 
 def rifle(setup: Setup) -> Plan:
-    """RIFLE (arXiv:2007.03349): reinitialises the last layer every generation."""
-    return Plan([setup.restart(), setup.reinitialize(HEAD)])
+    """RIFLE (arXiv:2007.03349): fine-tuning under one cosine that reinitialises the last layer,
+    with its moments, every generation but keeps the backbone's."""
+    events = (reinitialize(setup.fresh), ResetMoments())
+    return Plan([setup.each_generation(*events, groups=HEAD)], schedule=_one_cosine(setup))
 
 
 def ke_kels(setup: Setup) -> Plan:
@@ -312,21 +226,34 @@ def _initial_weights(setup: Setup) -> tuple[Masks, Snapshots]:
 
 def ban(setup: Setup) -> Plan:
     """Born-again networks (arXiv:1805.04770): a fresh student fits the softmax of the previous
-    generation."""
-    return Plan([setup.restart(), setup.reinitialize()], teacher=True)
+    generation in place of the labels."""
+    return _students(setup, weight=1.0, soften=1.0)
 
 
 def tolerant_teacher(setup: Setup) -> Plan:
-    """Born-again networks with teachers penalised for overconfidence (arXiv:1805.05551)."""
-    plan = ban(setup)
-    plan.tolerance = setup.anneal.tolerance
+    """Generations of students and labels, all penalised for overconfidence (arXiv:1805.05551)."""
+    plan = self_distillation(setup)
+    plan.terms.append(OverconfidencePenalty(setup.anneal.tolerance))
     return plan
 
 
 def self_distillation(setup: Setup) -> Plan:
-    """Born-again networks with a tuned teacher (arXiv:2206.08491): set anneal.distill and
-    anneal.soften."""
-    return ban(setup)
+    """Self-distillation (arXiv:2206.08491): a fresh student fits the labels and the softened
+    softmax of the previous generation."""
+    return _students(setup, setup.anneal.distill, setup.anneal.soften)
+
+
+def _students(setup: Setup, weight: float, soften: float) -> Plan:
+    teacher = deepcopy(setup.model).eval().requires_grad_(False)
+    return Plan(
+        [
+            setup.each_generation(UpdateTeacher(setup.model, teacher)),
+            setup.restart(),
+            setup.reinitialize(),
+        ],
+        terms=[Distillation(teacher, setup.period, weight, soften)],
+        modules={"teacher": teacher},
+    )
 
 
 def sa_gd(setup: Setup) -> Plan:
@@ -337,25 +264,31 @@ def sa_gd(setup: Setup) -> Plan:
 
 def _cooling(setup: Setup) -> Schedule:
     config = setup.anneal
+    if config.cooling_law == "logarithmic":
+        return logarithmic_cooling(config.temperature)
     return geometric_cooling(config.temperature, config.cooling ** (1 / setup.total))
 
 
 def langevin(setup: Setup) -> Plan:
-    """Langevin simulated annealing (Todea, eq. 2.4) with geometric cooling."""
-    noise = GradientNoise(_cooling(setup), seed=setup.config.seed)
+    """Langevin simulated annealing (Todea, eq. 2.4), with state-dependent noise (eq. 2.7) if
+    anneal.state_noise is set."""
+    factor, power = setup.anneal.state_noise, setup.anneal.power
+    state = (lambda excess: factor * excess**power) if factor else None
+    noise = GradientNoise(_cooling(setup), f=state, seed=setup.config.seed)
     return Plan([Rule(ALWAYS, noise, phase="descend")])
 
 
 def kinetic(setup: Setup) -> Plan:
-    """Adaptive kinetic annealing (Choi, arXiv:2009.00195; Todea, eq. 2.8): momentum with friction
-    1/T on a modified landscape.
-
-    Omits the factor T on the gradient, which would stop training at the low temperatures that
-    networks tolerate. At such temperatures friction is total, which leaves Langevin annealing on
-    the modified landscape.
-    """
-    noise = GradientNoise(_cooling(setup), kinetic=True, seed=setup.config.seed)
-    return Plan([*landscape(setup).rules, Rule(ALWAYS, noise, phase="descend")])
+    """Kinetic simulated annealing (Todea, eq. 2.5): momentum is a velocity with friction and noise.
+    "landscape,kinetic" is the adaptive one (Choi, arXiv:2009.00195; eq. 2.8) without its factor T
+    on the gradient, which would stop training at temperatures that networks tolerate."""
+    cooling, friction = _cooling(setup), setup.anneal.friction
+    noise = GradientNoise(
+        cooling,
+        (lambda step: 1 / max(cooling(step), 1e-30)) if friction is None else friction,
+        seed=setup.config.seed,
+    )
+    return Plan([Rule(ALWAYS, noise, phase="descend")])
 
 
 def _power(setup: Setup) -> Callable[[torch.Tensor], torch.Tensor]:
@@ -365,7 +298,7 @@ def _power(setup: Setup) -> Callable[[torch.Tensor], torch.Tensor]:
 
 def landscape(setup: Setup) -> Plan:
     """Landscape modification under any optimizer (Todea, sec. 2.2)."""
-    transform = LandscapeModification(_power(setup), setup.anneal.eps)
+    transform = LandscapeModification(_power(setup), setup.anneal.eps, setup.anneal.c)
     return Plan([Rule(ALWAYS, transform, phase="descend")])
 
 
@@ -389,26 +322,132 @@ def shrink_perturb(setup: Setup) -> Plan:
     return Plan([setup.restart(), setup.each_generation(event)])
 
 
-METHODS: dict[str, Callable[[Setup], Plan]] = {
-    function.__name__.replace("_", "-"): function
-    for function in (
-        normal, long, restarts, sgdr, swa, sam, seal, seal_freeze, seal_reinit, seal_reverse,
-        seal_zero, random_direction, reset_only, llf, rifle, ke_kels, ke_wels, imp, supermask, ban,
-        tolerant_teacher, self_distillation, sa_gd, langevin, kinetic, landscape, distancing,
-        shrink_perturb,
+@dataclass(frozen=True)
+class Method:
+    """A method and what is known of it."""
+
+    plan: Callable[[Setup], Plan]
+    uses: tuple[str, ...] = ()
+    """The settings under `anneal` that it depends on."""
+    control: bool = False
+    """A baseline of SEAL: one of its ingredients without ascent, or another method of equal
+    cost."""
+    from_scratch: bool = False
+    """Whether its first generation differs from the plain one that the others share."""
+
+    @property
+    def name(self) -> str:
+        return self.plan.__name__.replace("_", "-")
+
+    @property
+    def summary(self) -> str:
+        return " ".join((self.plan.__doc__ or "").split())
+
+
+SPLIT = ("before",)
+EDGES = (*SPLIT, "share", "moments", "bound", "norm_statistics")
+ASCENT = (*EDGES, "scale", "decay_weights")
+REINIT = (*SPLIT, "reinit")
+NOISE = ("temperature", "cooling", "cooling_law")
+
+METHODS: dict[str, Method] = {
+    method.name: method
+    for method in (
+        Method(normal, from_scratch=True),
+        Method(long, control=True, from_scratch=True),
+        Method(restarts, control=True),
+        Method(sgdr, from_scratch=True),
+        Method(swa, ("average_from",), control=True, from_scratch=True),
+        Method(sam, ("rho",), control=True, from_scratch=True),
+        Method(seal, ASCENT),
+        Method(seal_freeze, ASCENT),
+        Method(seal_reinit, (*ASCENT, "reinit")),
+        Method(seal_reverse, ASCENT),
+        Method(seal_zero, EDGES, control=True),
+        Method(random_direction, (*EDGES, "scale"), control=True),
+        Method(reset_only, EDGES, control=True),
+        Method(llf, REINIT, control=True),
+        Method(rifle, ("reinit",), from_scratch=True),
+        Method(ke_kels, ("fit_share", "reinit")),
+        Method(ke_wels, ("fit_share", "reinit")),
+        Method(imp, ("prune",)),
+        Method(supermask, ("prune",)),
+        Method(ban, ("reinit",)),
+        Method(tolerant_teacher, ("reinit", "distill", "soften", "tolerance"), from_scratch=True),
+        Method(self_distillation, ("reinit", "distill", "soften")),
+        Method(sa_gd, ("t_initial",), from_scratch=True),
+        Method(langevin, (*NOISE, "state_noise", "power"), from_scratch=True),
+        Method(kinetic, (*NOISE, "friction"), from_scratch=True),
+        Method(landscape, ("eps", "power", "c"), from_scratch=True),
+        Method(distancing, ("strength", "width")),
+        Method(shrink_perturb, ("shrink", "perturb", "reinit"), control=True),
     )
-}  # fmt: skip
+}
+
+
+def methods_of(name: str) -> dict[str, Method]:
+    """The methods that a name such as "seal" or "seal,swa" combines, in order.
+
+    Raises:
+        ValueError: Unknown method (suggests the nearest ones), or one is named twice.
+    """
+    parts = [part.strip() for part in name.split(",")]
+    for part in parts:
+        if part not in METHODS:
+            near = ", ".join(get_close_matches(part, METHODS, 3))
+            hint = f"Did you mean {near}?" if near else f"The methods are {', '.join(METHODS)}."
+            raise ValueError(f"There is no method {part!r}. {hint}")
+        if parts.count(part) > 1:
+            raise ValueError(f"The method {part} is named twice in {name!r}; name it once.")
+    return {part: METHODS[part] for part in parts}
+
+
+def is_control(name: str) -> bool:
+    """Whether all methods of a name are controls."""
+    return all(method.control for method in methods_of(name).values())
+
+
+def is_from_scratch(name: str) -> bool:
+    """Whether any method of a name differs from the others in generation 1."""
+    return any(method.from_scratch for method in methods_of(name).values())
+
+
+def check_settings(name: str, changed: Iterable[str]) -> None:
+    """Check that no changed setting is without effect.
+
+    Args:
+        name: The methods of a run, or of all runs of a comparison.
+        changed: Dotted names of settings that were changed.
+
+    Raises:
+        ValueError: A setting of `anneal` that none of the methods depends on.
+    """
+    used = {one for method in methods_of(name).values() for one in method.uses}
+    for setting in changed:
+        section, _, field = setting.partition(".")
+        if section != "anneal" or field in used or field not in ALL_SETTINGS:
+            continue
+        users = ", ".join(method.name for method in METHODS.values() if field in method.uses)
+        raise ValueError(
+            f"{setting} has no effect on {name}: it is a setting of {users}. Leave it out, or "
+            "choose another method."
+        )
+
+
+ALL_SETTINGS = frozenset(one for method in METHODS.values() for one in method.uses)
 
 
 def plan_for(setup: Setup) -> Plan:
-    """The plan of the configured method.
+    """The plan of the configured methods.
 
     Raises:
-        ValueError: Unknown method; suggests the nearest ones.
+        ValueError: As `methods_of` and `combine`, or ema beside a method that averages.
     """
-    name = setup.config.method
-    if name not in METHODS:
-        near = ", ".join(get_close_matches(name, METHODS, 3))
-        hint = f"Did you mean {near}?" if near else f"The methods are {', '.join(METHODS)}."
-        raise ValueError(f"There is no method {name!r}. {hint}")
-    return METHODS[name](setup)
+    methods = methods_of(setup.config.method)
+    plan = combine({name: method.plan(setup) for name, method in methods.items()})
+    if plan.average is not None and setup.config.ema:
+        raise ValueError(
+            f"{setup.config.method} averages the weights itself; with ema={setup.config.ema:g} "
+            "they would be averaged twice. Leave one of the two out."
+        )
+    return plan

@@ -6,25 +6,30 @@ import time
 from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn, update_bn
+from torch.optim.swa_utils import update_bn
 
 from dreamsa import checkpoint
-from dreamsa.annealing import Annealer, Rule, ScaleRate, generation_cosine
+from dreamsa.annealing import Annealer, Rule, ScaleRate, generation_cosine, step_decay
 from dreamsa.annealing.transforms import Schedule
 from dreamsa.device import Processes, resolve_device
 from dreamsa.randomness import generator_for, seed_for
 from dreamsa.signals import held_interrupts
+from train_cls.averaging import Average, exponential_average
 from train_cls.config import OptimizerName, TrainConfig
 from train_cls.data import Dataset, Splits, augment, batch_order, channel_stats
 from train_cls.evaluate.metrics import predict, scores
 from train_cls.forgetting import Forgetting, norm
-from train_cls.methods import ALWAYS, Plan, Setup, plan_for, split_groups
+from train_cls.methods import plan_for
 from train_cls.models import Classifier, build_model, load_weights_, seed_dropout_
+from train_cls.plan import ALWAYS, Backward, Plan, Setup, split_groups
+
+IMAGENET = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 
 
 class EpochResult(NamedTuple):
@@ -34,6 +39,7 @@ class EpochResult(NamedTuple):
     generation: int  # from 1
     phase: str  # of the epoch's last step
     loss: float  # mean of those that are finite
+    recent_loss: float  # mean over the run's last 20 batches (Todea, sec. 3.2.2)
     accuracy: float  # on the training batches, before each update
     lr: float  # scheduled, of the epoch's last step
     early_lr: float  # of the early layers in that step, including all rules; 0 if frozen
@@ -42,8 +48,11 @@ class EpochResult(NamedTuple):
     grad_norm: float  # in the epoch's last step
     seconds: float
     scores: dict[str, float]
-    """ "test accuracy", "validation nll", ... of epochs with evaluation, and what `Forgetting`
-    measured if an ascent has ended."""
+    """ "test accuracy", "validation nll", ... of epochs with evaluation, "distance to snapshot 1",
+    ... and what `Forgetting` measured if an ascent has ended."""
+
+
+RECENT = 20
 
 
 @dataclass
@@ -58,8 +67,7 @@ class Training:
     setup: Setup
     schedule: Schedule
     """Factor on the learning rate at each step."""
-    teacher: Classifier | None = None
-    average: AveragedModel | None = None
+    average: Average | None = None
     batches: int = 0
     """Batches consumed. Exceeds `step` by the number of updates that GradScaler skipped."""
     scaler: torch.amp.GradScaler = field(
@@ -68,6 +76,8 @@ class Training:
     """Scales the loss in float16."""
     sums: Tensor = field(default_factory=lambda: torch.zeros(3))
     """Sum of losses, correct predictions and images since the epoch began."""
+    recent: Tensor = field(default_factory=lambda: torch.full((RECENT,), math.nan))
+    """Losses of the last batches, by batch number modulo their number."""
 
     @property
     def step(self) -> int:
@@ -85,6 +95,12 @@ class Training:
         return self.batches // self.setup.steps
 
     @property
+    def modules(self) -> dict[str, nn.Module]:
+        """Networks besides the trained one that are part of the state."""
+        averaged = {} if self.average is None else {"average": self.average.module}
+        return self.plan.modules | averaged
+
+    @property
     def is_generation_end(self) -> bool:
         """Whether the last batch completed a generation."""
         return self.batches % self.setup.period == 0
@@ -98,12 +114,11 @@ class Training:
         for name, parts in (("snapshot", snapshots), ("mask", self.plan.masks)):
             for i, part in enumerate(parts):
                 memory |= {f"{name}.{i}.{k}": v for k, v in part.tensors().items()}
-        for name, module in (("teacher", self.teacher), ("average", self.average)):
-            if module is not None:
-                memory |= {f"{name}.{k}": v for k, v in module.state_dict().items()}
+        for name, module in self.modules.items():
+            memory |= {f"{name}.{k}": v for k, v in module.state_dict().items()}
         groups = {
             "model": self.model.state_dict(),
-            "training": {**tensors, "sums": self.sums},
+            "training": {**tensors, "sums": self.sums, "recent": self.recent},
             "memory": memory,
         }
         state = {
@@ -123,20 +138,21 @@ class Training:
             snapshots.restore(parameters, _under(memory, f"snapshot.{i}."))
         for i, masks in enumerate(self.plan.masks):
             masks.restore(_under(memory, f"mask.{i}."))
-        for name, module in (("teacher", self.teacher), ("average", self.average)):
-            if module is not None:
-                module.load_state_dict(_under(memory, f"{name}."))
+        for name, module in self.modules.items():
+            module.load_state_dict(_under(memory, f"{name}."))
 
     def branch(self, checkpoint_folder: Path) -> dict[str, Tensor]:
         """Start from a checkpoint of another run's first generation: its weights and optimizer
         state, this run's rules.
 
         Returns:
-            Snapshots, masks, teacher and averaged weights of the other run.
+            Snapshots, masks, further networks and averaged weights of the other run.
         """
         tensors, state = checkpoint.load(checkpoint_folder)
         load_weights_(self.model, tensors["model"])
         self.sums = tensors["training"].pop("sums").to(self.sums.device)
+        recent = tensors["training"].pop("recent", self.recent)  # older checkpoints have none
+        self.recent = recent.to(self.recent.device)
         checkpoint.unpack_optimizer(self.optimizer, tensors["training"], state["optimizer"])
         if "batches" not in state:  # an older checkpoint, before the schedule became rule 0
             state["batches"] = state["step"]
@@ -187,7 +203,7 @@ def new_training(config: TrainConfig, train: Dataset) -> Training:
     """
     device = resolve_device(config.device)
     classes, channels = len(train.classes), train.images.shape[1]
-    mean, std = channel_stats(train.images)
+    mean, std = _normalization(config, train)
     if len(train) < config.batch * config.accumulate:
         raise ValueError(
             f"A step needs {config.batch * config.accumulate} images, but there are only "
@@ -219,15 +235,6 @@ def new_training(config: TrainConfig, train: Dataset) -> Training:
     setup = Setup(config, model, classes, steps, fresh, Forgetting(accuracy))
     plan = plan_for(setup)
     optimizer = new_optimizer(config.optimizer, split_groups(model, config.anneal.before), config)
-    teacher = build(config.seed).to(device).eval().requires_grad_(False) if plan.teacher else None
-    averaging = config.ema > 0 or plan.average_from < math.inf
-    average = AveragedModel(
-        model,
-        multi_avg_fn=get_ema_multi_avg_fn(config.ema) if config.ema else None,
-        use_buffers=bool(config.ema),
-    )
-    if plan.teacher and teacher is not None:
-        plan.rules.insert(0, setup.each_generation(_UpdateTeacher(model, teacher)))
     schedule = learning_rate_schedule(setup, plan)
     annealer = Annealer(optimizer, [Rule(ALWAYS, ScaleRate(schedule), phase=None), *plan.rules])
     training = Training(
@@ -238,23 +245,23 @@ def new_training(config: TrainConfig, train: Dataset) -> Training:
         plan,
         setup,
         schedule,
-        teacher,
-        average if averaging else None,
+        exponential_average(model, config.ema) if config.ema else plan.average,
         scaler=torch.amp.GradScaler(device.type, enabled=config.precision == "float16"),
     )
-    training.sums = training.sums.to(device)
+    training.sums, training.recent = training.sums.to(device), training.recent.to(device)
     return training
 
 
-@dataclass(frozen=True)
-class _UpdateTeacher:
-    """An event that copies the student into the teacher, including batch-norm statistics."""
-
-    model: nn.Module
-    teacher: nn.Module
-
-    def __call__(self, optimizer: torch.optim.Optimizer, groups: Any, step: int) -> None:
-        self.teacher.load_state_dict(self.model.state_dict())
+def _normalization(config: TrainConfig, train: Dataset) -> tuple[list[float], list[float]]:
+    """Mean and standard deviation of the inputs per channel, on the scale of [0, 1]."""
+    if config.normalize == "data":
+        return channel_stats(train.images)
+    if train.images.shape[1] != 3:
+        raise ValueError(
+            f"normalize=imagenet needs 3 channels, the images have {train.images.shape[1]}. "
+            "Choose normalize=data."
+        )
+    return IMAGENET
 
 
 def _torch_reset_(model: nn.Module, seed: int) -> None:
@@ -269,18 +276,11 @@ def _torch_reset_(model: nn.Module, seed: int) -> None:
 
 def loss_of(training: Training, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     """(loss, logits) of one batch: label-smoothed cross-entropy plus the terms of the plan."""
-    config, plan = training.config, training.plan
     logits = training.model(images).float()
-    loss = nn.functional.cross_entropy(logits, labels, label_smoothing=config.label_smoothing)
-    if plan.tolerance:
-        top = logits.softmax(1).topk(min(5, logits.shape[1]), dim=1).values
-        loss = loss + plan.tolerance * (top[:, 0] - top[:, 1:].mean(1)).mean()
-    if training.teacher is not None and training.step >= training.setup.period:
-        temperature, weight = config.anneal.soften, config.anneal.distill
-        with torch.no_grad():
-            target = (training.teacher(images).float() / temperature).softmax(1)
-        distillation = nn.functional.cross_entropy(logits / temperature, target) * temperature**2
-        loss = (1 - weight) * loss + weight * distillation
+    smoothing = training.config.label_smoothing
+    loss = nn.functional.cross_entropy(logits, labels, label_smoothing=smoothing)
+    for term in training.plan.terms:
+        loss = term(loss, logits, images, training.step)
     return loss, logits
 
 
@@ -306,10 +306,8 @@ def train_step(
     chunks = list(
         zip(images.chunk(config.accumulate), labels.chunk(config.accumulate), strict=True)
     )
-    _gradients(training, chunks, observe=True)
-    if training.plan.rho:
-        with _Perturbed(training.model, training.plan.rho):
-            _gradients(training, chunks, observe=False)
+    backward = partial(_backward, training, chunks)
+    (training.plan.gradients or _once)(backward)
     gradients = [p.grad for p in model.parameters() if p.grad is not None]
     if processes.count > 1:
         processes.sum_(gradients)
@@ -326,56 +324,56 @@ def train_step(
             del optimizer.state[parameter]
     scaler.update()
     training.batches += 1
-    if training.average is not None and _averages_now(training):
-        training.average.update_parameters(model)
+    if training.average is not None:
+        training.average.update(model, training.batches)
 
 
-def _gradients(
-    training: Training,
-    chunks: list[tuple[Tensor, Tensor]],
-    observe: bool,
-) -> None:
+def _once(backward: Backward) -> None:
+    backward(True)
+
+
+def _backward(training: Training, chunks: list[tuple[Tensor, Tensor]], first: bool) -> None:
+    """Gradients of all chunks; their losses and predictions count if these are the first."""
     training.optimizer.zero_grad()
+    losses = []
     for images, labels in chunks:
         with autocast(training.config, images.device):
             loss, logits = loss_of(training, images, labels)
         training.scaler.scale(loss / len(chunks)).backward()
-        if observe:
+        if first:
             training.annealer.observe(loss)
+            losses.append(loss.detach())
             correct = (logits.argmax(1) == labels).sum()
             sums = [loss.detach() * len(labels), correct, torch.full_like(correct, len(labels))]
             # a loss that is not finite may end an ascent, and is no part of the epoch's mean
             training.sums += torch.where(loss.isfinite(), torch.stack(sums), 0.0)
-
-
-class _Perturbed:
-    """Context with weights moved by rho along their gradient (SAM, arXiv:2010.01412, eq. 2)."""
-
-    def __init__(self, model: nn.Module, rho: float) -> None:
-        self.parameters: list[Tensor] = [p for p in model.parameters() if p.grad is not None]
-        self.rho = rho
-
-    @torch.no_grad()
-    def __enter__(self) -> None:
-        self.before = [p.clone() for p in self.parameters]
-        gradients = [p.grad for p in self.parameters if p.grad is not None]
-        norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
-        torch._foreach_add_(
-            self.parameters, torch._foreach_mul(gradients, self.rho / (norm + 1e-12))
-        )
-
-    @torch.no_grad()
-    def __exit__(self, *_: Any) -> None:
-        torch._foreach_copy_(self.parameters, self.before)
+    if first:
+        training.recent[training.batches % RECENT] = torch.stack(losses).mean()
 
 
 def learning_rate_schedule(setup: Setup, plan: Plan) -> Schedule:
-    """Factor on the learning rate: constant, the plan's own, or a cosine per generation."""
-    if setup.config.constant_lr:
+    """Factor on the learning rate: constant, the plan's own, or that of each generation."""
+    config, steps = setup.config, setup.steps
+    if config.schedule == "constant":
         return lambda step: 1.0
-    return plan.schedule or generation_cosine(
-        setup.period, round(setup.config.warmup * setup.steps)
+    warmup = round(config.warmup * steps)
+    drops = [round(epoch * steps) for epoch in config.decay_at]
+    own = (
+        step_decay(setup.period, drops, config.decay, warmup)
+        if config.schedule == "step"
+        else generation_cosine(setup.period, warmup)
     )
+    schedule = plan.schedule or own
+    if config.lr_updates == "step":
+        return schedule
+    again = plan.schedule is None  # warm up in every generation
+
+    def per_epoch(step: int) -> float:
+        """As in published code, where a warm-up counts the epochs done at the end of this one."""
+        warms_up = (step % setup.period if again else step) < warmup
+        return schedule(step // steps * steps + (steps - 1 if warms_up else 0))
+
+    return per_epoch
 
 
 def autocast(config: TrainConfig, device: torch.device) -> Any:
@@ -383,16 +381,6 @@ def autocast(config: TrainConfig, device: torch.device) -> Any:
     if config.precision == "float32":
         return nullcontext()
     return torch.autocast(device.type, getattr(torch, config.precision))
-
-
-def _averages_now(training: Training) -> bool:
-    """EMA: after every batch. Stochastic weight averaging: per epoch, from `average_from` on."""
-    if training.config.ema:
-        return True
-    return (
-        training.batches % training.setup.steps == 0
-        and training.batches >= training.plan.average_from * training.steps
-    )
 
 
 def _freeze_early_norms(model: nn.Module, before: str) -> None:
@@ -465,6 +453,7 @@ def _epoch_result(training: Training, splits: Splits, phase: str, seconds: float
             "Lower lr or anneal.scale."
         )
     gradients = [p.grad for p in training.model.parameters() if p.grad is not None]
+    recent = training.recent[training.recent.isfinite()]
     evaluates = (
         training.batches >= training.steps
         or training.is_generation_end
@@ -475,6 +464,7 @@ def _epoch_result(training: Training, splits: Splits, phase: str, seconds: float
         generation=(training.batches - 1) // training.setup.period + 1,
         phase=phase,
         loss=loss / max(count, 1),
+        recent_loss=float(recent.mean()) if len(recent) else loss / max(count, 1),
         accuracy=correct / max(count, 1),
         lr=config.lr * training.schedule(max(training.step - 1, 0)),
         early_lr=float(training.annealer.rates.get("early", 0.0)),
@@ -482,18 +472,33 @@ def _epoch_result(training: Training, splits: Splits, phase: str, seconds: float
         late_norm=late_norm,
         grad_norm=norm(gradients),
         seconds=seconds,
-        scores=training.setup.forgetting.take() | (evaluate(training, splits) if evaluates else {}),
+        scores={
+            **training.setup.forgetting.take(),
+            **_distances(training),
+            **(evaluate(training, splits) if evaluates else {}),
+        },
     )
+
+
+def _distances(training: Training) -> dict[str, float]:
+    """||w - s|| / ||s|| for every snapshot s that the method keeps."""
+    snapshots = [one for kept in training.plan.snapshots for one in kept.values]
+    return {
+        f"distance to snapshot {i}": norm(p.detach() - s for p, s in one.items())
+        / norm(one.values())
+        for i, one in enumerate(snapshots, 1)
+    }
 
 
 def evaluate(training: Training, splits: Splits) -> dict[str, float]:
     """Scores on the validation and test images; also of the averaged weights, if any."""
     found = _scores(training.model, splits, "")
-    if training.average is not None and int(training.average.n_averaged) > 0:
-        if not training.config.ema:  # averaged weights have no batch-norm statistics of their own
+    if training.average is not None and training.average.started:
+        averaged = training.average.module
+        if not training.average.has_statistics:
             device = next(training.model.parameters()).device
-            update_bn(splits.train.images.to(device).split(256), training.average)
-        found |= _scores(training.average.module, splits, "average ")
+            update_bn(splits.train.images.to(device).split(256), averaged)
+        found |= _scores(averaged.module, splits, "average ")
     return found
 
 

@@ -18,7 +18,12 @@ from dreamsa.annealing.events import (
 )
 from dreamsa.annealing.groups import kernel_split, split_params, weight_split
 from dreamsa.annealing.memory import Masks, Snapshots
-from dreamsa.annealing.schedules import generation_cosine, geometric_cooling, logarithmic_cooling
+from dreamsa.annealing.schedules import (
+    generation_cosine,
+    geometric_cooling,
+    logarithmic_cooling,
+    step_decay,
+)
 from dreamsa.annealing.transforms import (
     DistanceHills,
     Freeze,

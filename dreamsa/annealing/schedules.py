@@ -1,6 +1,6 @@
 """Learning rates and temperatures as pure functions of the step."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from math import cos, log, pi
 
 
@@ -17,6 +17,21 @@ def generation_cosine(period: int, warmup: int = 0, floor: float = 0.0) -> Calla
         return floor + (1 - floor) * 0.5 * (1 + cos(pi * (at - warmup) / (period - warmup)))
 
     return factor
+
+
+def step_decay(
+    period: int, drops: Sequence[int], factor: float = 0.1, warmup: int = 0
+) -> Callable[[int], float]:
+    """Factor on the learning rate: linear warm-up, then times `factor` at each of the steps `drops`
+    of every period."""
+
+    def rate(step: int) -> float:
+        at = step % period
+        if at < warmup:
+            return (at + 1) / warmup
+        return factor ** sum(at >= drop for drop in drops)
+
+    return rate
 
 
 def logarithmic_cooling(energy: float) -> Callable[[int], float]:

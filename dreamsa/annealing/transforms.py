@@ -48,8 +48,8 @@ class StepContext:
     def gradients(self) -> list[Tensor]:
         return [p.grad for p in self.parameters if p.grad is not None]
 
-    def excess(self) -> Tensor:
-        """(U - c)+, the loss above its running minimum.
+    def excess(self, c: float | None = None) -> Tensor:
+        """(U - c)+, the loss above c, by default its running minimum.
 
         Raises:
             RuntimeError: No loss was observed.
@@ -58,7 +58,7 @@ class StepContext:
             raise RuntimeError(
                 "This rule needs every loss: call annealer.observe(loss) before optimizer.step()."
             )
-        return (self.loss - self.lowest).clamp(min=0)
+        return (self.loss - (self.lowest if c is None else c)).clamp(min=0)
 
 
 class StepTransform:
@@ -139,36 +139,41 @@ class RandomAscent(StepTransform):
 
 @dataclass(frozen=True)
 class LandscapeModification(StepTransform):
-    """Descend on H instead of U: grad H = grad U / (f((U - c)+) + eps), c the running minimum
-    (Choi, arXiv:2009.00195; Todea, sec. 2.2)."""
+    """Descend on H instead of U: grad H = grad U / (f((U - c)+) + eps)
+    (Choi, arXiv:2009.00195; Todea, eq. 2.1 and 2.12)."""
 
     f: Callable[[Tensor], Tensor] = lambda excess: excess
     eps: float | Schedule = 1.0
+    c: float | None = None
+    """None for the running minimum of the loss, the adaptive form."""
     relative: bool = False
     """Multiply by eps, which leaves the gradient unchanged at the running minimum (eq. 2.8)."""
 
     def apply_(self, at: StepContext) -> None:
         eps = _value(self.eps, at)
-        _multiply_(at.gradients, (eps if self.relative else 1.0) / (self.f(at.excess()) + eps))
+        _multiply_(
+            at.gradients, (eps if self.relative else 1.0) / (self.f(at.excess(self.c)) + eps)
+        )
 
 
 @dataclass(frozen=True)
 class GradientNoise(StepTransform):
     """Langevin diffusion: w -= lr grad U; w += sqrt(2 T lr) N(0, 1) (Todea, eq. 2.4).
 
-    With `kinetic`, momentum is the velocity of eq. 2.5 with friction 1/T: SGD's momentum becomes
-    max(0, 1 - sqrt(lr)/T), and noise sqrt(2 (1 - momentum) T / lr) in the gradient keeps the
-    temperature. Exact for SGD, a heuristic for other optimizers.
+    With `friction` g it is kinetic: SGD's momentum becomes the velocity of eq. 2.5, with the factor
+    max(0, 1 - g sqrt(lr)) per step, and noise sqrt(2 (1 - momentum) T / lr) in the gradient keeps
+    the temperature. Exact for SGD, a heuristic for other optimizers.
     """
 
     temperature: Schedule
-    kinetic: bool = False
+    friction: float | Schedule | None = None
+    """Per unit of time; eq. 2.5 has 1 / T. None for no velocity."""
     f: Callable[[Tensor], Tensor] | None = None
     """State-dependent noise (eq. 2.7): the temperature becomes f((U - c)+) + T."""
     seed: int = 0
 
     def settings(self, group: Group, at: StepContext) -> dict[str, float]:
-        return {"momentum": self._momentum(group, at)} if self.kinetic else {}
+        return {} if self.friction is None else {"momentum": self._momentum(group, at)}
 
     def apply_(self, at: StepContext) -> None:
         heat = self.temperature(at.step)
@@ -176,7 +181,7 @@ class GradientNoise(StepTransform):
         for number, group in enumerate(at.groups):
             if group["lr"] <= 0:
                 continue
-            momentum = self._momentum(group, at) if self.kinetic else group.get("momentum", 0.0)
+            momentum = self._momentum(group, at)
             strength = (2 * (1 - momentum) / group["lr"]) ** 0.5 * level**0.5
             for i, p in enumerate(group["params"]):
                 if p.grad is not None:
@@ -185,8 +190,9 @@ class GradientNoise(StepTransform):
                     p.grad.add_(noise.mul_(strength * at.grad_scale))
 
     def _momentum(self, group: Group, at: StepContext) -> float:
-        heat = self.temperature(at.step)
-        return max(0.0, 1 - sqrt(group["lr"]) / heat) if heat > 0 else 0.0
+        if self.friction is None:
+            return group.get("momentum", 0.0)
+        return max(0.0, 1 - sqrt(group["lr"]) * _value(self.friction, at))
 
 
 @dataclass(frozen=True)
@@ -215,10 +221,16 @@ class DistanceHills(StepTransform):
 
 @dataclass(frozen=True)
 class RandomDirection(StepTransform):
-    """Control for ascent: a step of equal length in a random direction."""
+    """Control for ascent: a step of equal length in a random direction.
+
+    A new direction in every step would lead nowhere: after k steps a walk is sqrt(k) steps away,
+    where an ascent is up to k.
+    """
 
     scale: float = 0.01
     seed: int = 0
+    period: int = 1
+    """Steps from one direction to the next."""
 
     def settings(self, group: Group, at: StepContext) -> dict[str, float]:
         return {"lr": group["lr"] * self.scale}
@@ -226,7 +238,7 @@ class RandomDirection(StepTransform):
     def apply_(self, at: StepContext) -> None:
         gradients = at.gradients
         noise = [
-            normal_like(gradient, self.seed, at.step, f"random direction {i}")
+            normal_like(gradient, self.seed, at.step // self.period, f"random direction {i}")
             for i, gradient in enumerate(gradients)
         ]
         if gradients:

@@ -332,11 +332,11 @@ def test_langevin_noise_has_the_variance_of_its_equation():
     assert x.var().item() == pytest.approx(2 * 0.5 * 0.01, rel=0.03)
 
 
-@pytest.mark.parametrize("kinetic", [False, True])
-def test_noise_settles_at_its_temperature(kinetic):
-    """On U = x^2 / 2 the variance at rest is the temperature."""
-    x = nn.Parameter(torch.zeros(4000))
-    rule = Rule(ALWAYS, GradientNoise(lambda step: 0.3, kinetic=kinetic))
+@pytest.mark.parametrize("friction", [None, 1.0, lambda step: 1 / 0.3])
+def test_noise_settles_at_its_temperature(friction):
+    """On U = x^2 / 2 the variance at rest is the temperature, whatever the friction."""
+    x, kinetic = nn.Parameter(torch.zeros(4000)), friction is not None
+    rule = Rule(ALWAYS, GradientNoise(lambda step: 0.3, friction))
     optimizer = annealed([x], rule, lr=0.01, momentum=0.5 if kinetic else 0.0).optimizer
     for _ in range(900):
         update(optimizer, x.square().sum() / 2)
@@ -410,6 +410,17 @@ def test_a_hills_slope_is_the_derivative_of_its_height():
     torch.testing.assert_close(before - flat(net), expected, rtol=1e-3, atol=1e-6)
 
 
+def test_landscape_modification_with_a_constant_c():
+    """Below c the landscape is that of U, scaled by 1 / eps."""
+    x = nn.Parameter(torch.tensor(2.0))
+    annealer = annealed([x], Rule(ALWAYS, LandscapeModification(eps=0.5, c=1.0)), lr=1.0)
+    for loss, gradient in ((0.4, 2.0), (1.0, 2.0), (2.5, 1 / (1.5 + 0.5))):
+        before = x.item()
+        annealer.observe(torch.tensor(loss))
+        update(annealer.optimizer, x)
+        assert before - x.item() == pytest.approx(gradient), loss
+
+
 # Controls
 
 
@@ -422,6 +433,21 @@ def test_a_random_direction_is_as_long_as_the_gradient():
         moved.append(flat(net) - before)
     assert moved[0].norm().item() == pytest.approx(moved[1].norm().item(), rel=1e-5)
     assert abs(torch.cosine_similarity(*moved, dim=0).item()) < 0.3
+
+
+def test_a_kept_random_direction_goes_straight_and_changes_with_the_period():
+    x = nn.Parameter(torch.zeros(1000))
+    rule = Rule(ALWAYS, RandomDirection(1.0, period=10))
+    optimizer, ends = annealed([x], rule, lr=1.0).optimizer, [x.detach().clone()]
+    for step in range(20):
+        update(optimizer, x.sum())
+        if step % 10 == 9:
+            ends.append(x.detach().clone())
+    first, second = ends[1] - ends[0], ends[2] - ends[1]
+    length = 10 * 1000**0.5  # ten steps, each as long as a gradient of ones
+    assert first.norm().item() == pytest.approx(length, rel=1e-5)
+    assert second.norm().item() == pytest.approx(length, rel=1e-5)
+    assert abs(torch.cosine_similarity(first, second, dim=0).item()) < 0.2
 
 
 def test_freezing_equals_climbing_at_scale_zero():
