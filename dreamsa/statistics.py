@@ -1,14 +1,13 @@
 """Intervals and paired tests for comparisons over few seeds; PSNR."""
 
-import statistics
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
-from math import nan
+from math import fsum, nan, sqrt
 from typing import NamedTuple, TypeVar
 
 import numpy as np
 from jaxtyping import Float
-from scipy import stats
+from scipy import special, stats
 from scipy.optimize import bisect
 from torch import Tensor
 
@@ -43,9 +42,17 @@ def student_mean(values: Sequence[float]) -> Mean:
     """Mean with Student's t interval; for few values, where bootstrap intervals are too narrow."""
     if len(values) < 2:
         return Mean(values[0] if values else nan, nan, nan, len(values))
-    mean, error = statistics.mean(values), statistics.stdev(values) / len(values) ** 0.5
-    half = float(stats.t.ppf(0.975, len(values) - 1)) * error
+    mean, deviation = _moments(values)
+    half = float(special.stdtrit(len(values) - 1, 0.975)) * deviation / len(values) ** 0.5
     return Mean(mean, mean - half, mean + half, len(values))
+
+
+def _moments(values: Sequence[float]) -> tuple[float, float]:
+    """Mean and sample standard deviation, exactly 0 for equal values."""
+    if min(values) == max(values):
+        return float(values[0]), 0.0
+    mean = fsum(values) / len(values)
+    return mean, sqrt(fsum((value - mean) ** 2 for value in values) / (len(values) - 1))
 
 
 def bootstrap_mean(values: Sequence[float], seed: int = 0) -> Mean:
@@ -56,7 +63,7 @@ def bootstrap_mean(values: Sequence[float], seed: int = 0) -> Mean:
     low, high = stats.bootstrap(
         (values,), np.mean, n_resamples=10_000, method="percentile", rng=seed
     ).confidence_interval
-    return Mean(statistics.mean(values), float(low), float(high), len(values))
+    return Mean(fsum(values) / len(values), float(low), float(high), len(values))
 
 
 class PairedTest(NamedTuple):
@@ -113,9 +120,9 @@ def paired_difference(first: Sequence[float], second: Sequence[float]) -> Paired
     mean, low, high, count = student_mean(differences)
     wins, deviation, p = sum(d > 0 for d in differences), nan, 1.0
     if count > 1:
-        deviation = statistics.stdev(differences)
+        _, deviation = _moments(differences)
         if deviation > 0:
-            p = float(2 * stats.t.sf(abs(mean) / (deviation / count**0.5), count - 1))
+            p = float(2 * special.stdtr(count - 1, -abs(mean) / (deviation / count**0.5)))
         else:
             p = float(mean == 0)
     return PairedDifference(mean, low, high, wins, count, deviation, p, p)
@@ -135,7 +142,7 @@ def detectable_difference(deviation: float, pairs: int, power: float = 0.8) -> f
 @lru_cache
 def _detectable_t(freedom: int, power: float) -> float:
     """Noncentrality at which a two-sided t-test at 5 % has this power."""
-    critical = float(stats.t.ppf(0.975, freedom))
+    critical = float(special.stdtrit(freedom, 0.975))
 
     def excess(shift: float) -> float:
         # scipy's lower tail is NaN where it is negligible

@@ -117,13 +117,13 @@ def test_a_control_under_other_settings_is_one():
 def test_equal_arms_seldom_differ_surely(seeds):
     """The whole procedure under the null: ten equal arms, whose seeds differ more than the arms."""
     rng, arms = np.random.default_rng(seeds), ("seal", *CONTROLS)
-    wrong, trials = 0, 1500
+    wrong, trials = 0, 4000
     for _ in range(trials):
         scores = rng.normal(0, 1, (len(arms), seeds)) + rng.normal(0, 2, seeds)
         claim = verdict(named(**dict(zip(arms, scores.tolist(), strict=True))))["claim"]
         wrong += " beats " in claim or " loses to " in claim
-    # 5 % and 2.7 standard deviations of this simulation
-    assert 0.03 < wrong / trials < 0.065
+    # 5 %, and 2.9 standard deviations of this simulation
+    assert 0.04 < wrong / trials <= 0.06
 
 
 def test_a_comparison_resumes_from_another_working_directory(tmp_path, monkeypatch):
