@@ -16,7 +16,7 @@ from dreamsa.annealing.events import (
     reinitialize,
     shrink_and_perturb,
 )
-from dreamsa.annealing.groups import kernel_split, split_params, weight_split
+from dreamsa.annealing.groups import by_name, kernel_split, split_params, weight_split
 from dreamsa.annealing.memory import Masks, Snapshots
 from dreamsa.annealing.schedules import (
     generation_cosine,

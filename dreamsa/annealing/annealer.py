@@ -50,8 +50,8 @@ class Annealer:
     lowest: Tensor | None = field(default=None, init=False)
     """Running minimum c of the observed losses."""
     rates: dict[Any, Any] = field(default_factory=dict, init=False)
-    """Learning rate of each group (by name, else position) in the last step; 0 without
-    gradients."""
+    """Learning rate of each group (by name, else position) in the last step; 0 without gradients,
+    the highest of groups of one name."""
 
     def __post_init__(self) -> None:
         names = [group.get("name") for group in self.optimizer.param_groups]
@@ -149,7 +149,7 @@ class Annealer:
         self.begin()
         loss = self._take_loss()
         self._guard(loss)
-        self._rate = float(optimizer.param_groups[0]["lr"])
+        self._rate = _base_rate(optimizer)
         active = [
             (self._groups(rule), rule.transform, rule.phase)
             for i, rule in enumerate(self.rules)
@@ -162,7 +162,7 @@ class Annealer:
                 self._saved.append((group, {name: group[name] for name in known}))
                 group.update(known)
             if phase is None:  # a schedule
-                self._rate = float(optimizer.param_groups[0]["lr"])
+                self._rate = _base_rate(optimizer)
         closure = args[1] if len(args) > 1 else kwargs.get("closure")
         if closure is None:
             self._transform_(active, loss)
@@ -180,9 +180,10 @@ class Annealer:
         return args, {**kwargs, "closure": transformed}
 
     def _after(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        self.rates = {}
         for i, group in enumerate(optimizer.param_groups):
-            moved = any(p.grad is not None for p in group["params"])
-            self.rates[group.get("name", i)] = group["lr"] if moved else 0.0
+            name, moved = group.get("name", i), any(p.grad is not None for p in group["params"])
+            self.rates[name] = max(self.rates.get(name, 0.0), group["lr"] if moved else 0.0)
         self._restore()
         if not getattr(optimizer, "found_inf", None):  # a fused optimizer skips steps by itself
             self.step += 1
@@ -240,3 +241,9 @@ class Annealer:
         while self._saved:
             group, settings = self._saved.pop()
             group.update(settings)
+
+
+def _base_rate(optimizer: Optimizer) -> float:
+    """The first group's learning rate, without its factor by layer."""
+    first = optimizer.param_groups[0]
+    return float(first["lr"]) / first.get("lr_scale", 1.0)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from dreamsa.annealing.groups import by_name
 from dreamsa.annealing.memory import Masks, Snapshots
 from dreamsa.annealing.transforms import Group, normal_like
 
@@ -61,14 +62,14 @@ class Move:
     def __call__(self, optimizer: Optimizer, groups: Sequence[Group], step: int) -> None:
         known = parameters(optimizer.param_groups)
         along = dict(zip(known, self.direction(known, step), strict=True))
-        for group in groups:
+        for name, moved in by_name(groups).items():
             if self.norms is None:
-                for parameter in group["params"]:
+                for parameter in moved:
                     parameter.add_(along[parameter], alpha=self.factor)
                 continue
-            length = torch.stack([along[p].norm() for p in group["params"]]).norm().clamp(min=1e-30)
-            factor = self.norms.get(group.get("name", ""), 0.0) / length
-            for parameter in group["params"]:
+            length = torch.stack([along[p].norm() for p in moved]).norm().clamp(min=1e-30)
+            factor = self.norms.get(name, 0.0) / length
+            for parameter in moved:
                 parameter.add_(along[parameter] * factor)
 
 

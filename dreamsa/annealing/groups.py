@@ -2,14 +2,23 @@
 
 import difflib
 import re
+from collections.abc import Iterable
 from math import ceil
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from dreamsa.annealing.memory import Masks
 from dreamsa.annealing.transforms import Group
 from dreamsa.randomness import generator_for
+
+
+def by_name(groups: Iterable[Group]) -> dict[str, list[Tensor]]:
+    """Parameters by the name of their group. Groups may share a name, with other learning rates."""
+    found: dict[str, list[Tensor]] = {}
+    for group in groups:
+        found.setdefault(group.get("name", ""), []).extend(group["params"])
+    return found
 
 
 def split_params(model: nn.Module, before: str | int, head: str | None = None) -> list[Group]:

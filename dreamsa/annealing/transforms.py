@@ -4,8 +4,10 @@
 the old ones afterwards, so that a scheduler never sees them. `apply_` changes gradients in place.
 """
 
-from collections.abc import Callable, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import count
 from math import log, sqrt
 from typing import Any
 
@@ -29,7 +31,8 @@ class StepContext:
     groups: Sequence[Group]
     step: int
     lr: float = 0.0
-    """The learning rate of the optimizer's first group, after schedules (rules without a phase)."""
+    """The learning rate of the optimizer's first group, after schedules (rules without a phase),
+    divided by its "lr_scale" if it has one."""
     loss: Tensor | None = None
     """Observed in this step."""
     previous: Tensor | None = None
@@ -178,15 +181,19 @@ class GradientNoise(StepTransform):
     def apply_(self, at: StepContext) -> None:
         heat = self.temperature(at.step)
         level = heat if self.f is None else heat + self.f(at.excess())
+        numbers: dict[Any, Iterator[int]] = defaultdict(
+            count
+        )  # groups of one name are numbered together
         for number, group in enumerate(at.groups):
+            name = group.get("name", number)
             if group["lr"] <= 0:
                 continue
             momentum = self._momentum(group, at)
             strength = (2 * (1 - momentum) / group["lr"]) ** 0.5 * level**0.5
-            for i, p in enumerate(group["params"]):
+            for p in group["params"]:
+                i = next(numbers[name])
                 if p.grad is not None:
-                    stream = f"gradient noise {group.get('name', number)} {i}"
-                    noise = normal_like(p, self.seed, at.step, stream)
+                    noise = normal_like(p, self.seed, at.step, f"gradient noise {name} {i}")
                     p.grad.add_(noise.mul_(strength * at.grad_scale))
 
     def _momentum(self, group: Group, at: StepContext) -> float:
