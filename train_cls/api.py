@@ -66,6 +66,7 @@ def load_run(folder: Path, generation: int | None = None) -> tuple[TrainConfig, 
         channels,
         *channel_stats(splits.train.images),
         seed=config.seed,
+        arguments=config.model_args,
     )
     load_weights_(model, finished[(generation or len(finished)) - 1])
     return config, model.to(resolve_device(config.device)).eval(), splits

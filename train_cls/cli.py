@@ -62,7 +62,15 @@ class TrainFlags:
     data: Annotated[
         str, Parameter(help="digits, or a folder, .zip or .npz; see docs/train_cls.md.")
     ] = "digits"
-    model: Annotated[str | None, Parameter(help="See `train-cls models`.")] = None
+    model: Annotated[
+        str | None, Parameter(help='See `train-cls models`; "timm:NAME" for networks of timm.')
+    ] = None
+    pretrained: Annotated[
+        bool | None, Parameter(negative="", help="Start from timm's pretrained weights.")
+    ] = None
+    initial_checkpoint: Annotated[
+        str | None, Parameter(help="Start from the weights of this run or .safetensors file.")
+    ] = None
     preset: Annotated[
         PresetName, Parameter(help="paper: SEAL as in its text. seal-code: as in its public code.")
     ] = "digits"
@@ -135,11 +143,17 @@ def methods() -> None:
 
 
 @app.command
-def models() -> None:
-    """List the networks."""
-    from train_cls.models import MODELS
+def models(pattern: str | None = None) -> None:
+    """List the networks.
 
-    print("\n".join(MODELS))
+    Parameters
+    ----------
+    pattern
+        Of the names, with * and ?. "timm:*vit*" lists networks of timm.
+    """
+    from train_cls.models import list_models
+
+    print("\n".join(list_models(pattern)))
 
 
 @app.command

@@ -14,6 +14,7 @@ from dreamsa.settings import from_tree, settings, with_overrides
 OptimizerName = Literal["sgd", "adam", "adamw", "adagrad", "rmsprop"]
 Precision = Literal["float32", "bfloat16", "float16"]
 PresetName = Literal["digits", "paper", "seal-code", "resnet110"]
+DEFAULT_THRESHOLD = "layer3"
 
 
 @settings("splits")
@@ -44,8 +45,9 @@ class AnnealConfig:
     """S: factor on the learning rate of ascending layers."""
     share: float = Field(default=0.25, ge=0, le=1)
     """Fraction of a generation in which they ascend (k = E/4)."""
-    before: str = Field(default="layer3", coerce_numbers_to_str=True)
-    """The threshold: early layers precede this module, or layer number L if it is a number."""
+    before: str = Field(default=DEFAULT_THRESHOLD, coerce_numbers_to_str=True)
+    """The threshold: early layers precede this module, or layer number L if it is a number. In
+    networks without a layer3, the default stands for half of the layers."""
     moments: Literal["reset", "keep"] = "reset"
     """Whether the optimizer's moments are cleared at both edges of an ascent."""
     decay_weights: bool = True
@@ -99,6 +101,19 @@ class AnnealConfig:
     """Weight averaging: fraction of the run after which it begins."""
 
 
+@settings("augment")
+class AugmentConfig:
+    """Augmentation beyond crops and flips, drawn anew for every batch."""
+
+    mixup: float = Field(default=0.0, ge=0, le=100)
+    """alpha of mixup, lambda ~ Beta(alpha, alpha); 0 is off. With cutmix, each batch takes one of
+    both."""
+    cutmix: float = Field(default=0.0, ge=0, le=100)
+    """alpha of cutmix; 0 is off."""
+    erase: float = Field(default=0.0, ge=0, le=1)
+    """Probability that a rectangle of an image is replaced by noise (random erasing)."""
+
+
 @settings()
 class TrainConfig:
     """All settings of a run."""
@@ -107,6 +122,14 @@ class TrainConfig:
     """"digits", or the path of a folder, .zip or .npz; see `train_cls.data`."""
     splits: DataConfig = Field(default_factory=DataConfig)
     model: str = "preresnet-small"
+    """A name that `train-cls models` lists, or "timm:NAME"."""
+    model_args: dict[str, Any] = Field(default_factory=dict)
+    """More arguments of a network of timm: {"img_size": 64, "drop_path_rate": 0.1}."""
+    pretrained: bool = False
+    """Start a network of timm from its pretrained weights."""
+    initial_checkpoint: str = ""
+    """Start from the weights of this run or .safetensors file; the last layer is new if the classes
+    are not as many."""
     method: str = "seal"
     generations: int = Field(default=4, gt=0)
     """G; methods without generations train for as many epochs."""
@@ -118,6 +141,10 @@ class TrainConfig:
     momentum: float = Field(default=0.9, ge=0, le=1)
     nesterov: bool = False
     weight_decay: float = Field(default=5e-4, ge=0, le=10)
+    decay_norms: bool = True
+    """Whether weight decay applies to norms and biases too (SEAL's code); timm excludes them."""
+    layer_decay: float = Field(default=1.0, gt=0, le=1)
+    """Factor on the learning rate from each layer to the one before it; 1 is off."""
     warmup: float = Field(default=0.0, ge=0)
     """Epochs of linear warm-up at the start of every generation."""
     schedule: Literal["cosine", "step", "constant"] = "cosine"
@@ -135,6 +162,7 @@ class TrainConfig:
     """Pixels of zero padding for random crops; 0 is off."""
     normalize: Literal["data", "imagenet"] = "data"
     """Mean and standard deviation of the inputs: of the training images, or of ImageNet."""
+    augment: AugmentConfig = Field(default_factory=AugmentConfig)
     accumulate: int = Field(default=1, gt=0)
     """Batches per optimizer step."""
     clip: float = Field(default=0.0, ge=0, le=1e9)
@@ -244,10 +272,11 @@ def from_saved(tree: dict[str, Any]) -> TrainConfig:
 
 
 def with_absolute_data(config: TrainConfig) -> TrainConfig:
-    """A copy whose data set is an absolute path, so that the run resumes from any working
-    directory."""
-    return (
-        config
-        if config.data == "digits"
-        else replace(config, data=str(Path(config.data).absolute()))
+    """A copy whose data set and initial checkpoint are absolute paths, so that the run resumes from
+    any working directory."""
+    data, initial = config.data, config.initial_checkpoint
+    return replace(
+        config,
+        data=data if data == "digits" else str(Path(data).absolute()),
+        initial_checkpoint=initial and str(Path(initial).absolute()),
     )

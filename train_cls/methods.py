@@ -39,6 +39,7 @@ from dreamsa.annealing import (
 )
 from dreamsa.annealing.transforms import Schedule
 from train_cls.averaging import stochastic_average
+from train_cls.groups import split_groups
 from train_cls.losses import Distillation, OverconfidencePenalty, UpdateTeacher, sharpness_aware
 from train_cls.plan import (
     ALWAYS,
@@ -49,7 +50,6 @@ from train_cls.plan import (
     Plan,
     Setup,
     combine,
-    split_groups,
 )
 
 
@@ -218,9 +218,7 @@ def supermask(setup: Setup) -> Plan:
 
 def _initial_weights(setup: Setup) -> tuple[Masks, Snapshots]:
     start = Snapshots()
-    start.take(
-        p for group in split_groups(setup.model, setup.anneal.before) for p in group["params"]
-    )
+    start.take(p for group in split_groups(setup.model, setup.config) for p in group["params"])
     return Masks.full(setup.model.parameters()), start
 
 

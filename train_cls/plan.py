@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from dreamsa.annealing import (
     Event,
     Fresh,
-    Group,
     Masks,
     ResetMoments,
     Rule,
@@ -18,7 +17,6 @@ from dreamsa.annealing import (
     StepTransform,
     Window,
     reinitialize,
-    split_params,
 )
 from dreamsa.annealing.transforms import Schedule
 from train_cls.averaging import Average
@@ -183,8 +181,3 @@ def norms_and_biases(model: nn.Module) -> Masks:
         for p in model.parameters()
     }
     return Masks(masks)
-
-
-def split_groups(model: nn.Module, before: str) -> list[Group]:
-    """The parameter groups "early", "late" (without the last layer) and "head"."""
-    return split_params(model, int(before) if before.isdigit() else before, head="fc")

@@ -85,8 +85,8 @@ def continue_run(
     config = read(folder / "config.json")
     processes = Processes.current()
     splits = splits or load_splits(config.data, config.splits)
-    training = new_training(config, splits.train)
     newest = checkpoint.latest(folder / "checkpoints")
+    training = new_training(config, splits.train, initial=newest is None)
     if newest is not None:
         training.load(newest)
     elif branch is not None:

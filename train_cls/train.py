@@ -15,19 +15,33 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import update_bn
 
 from dreamsa import checkpoint
-from dreamsa.annealing import Annealer, Rule, ScaleRate, generation_cosine, step_decay
+from dreamsa.annealing import (
+    Annealer,
+    Rule,
+    ScaleRate,
+    by_name,
+    generation_cosine,
+    step_decay,
+)
 from dreamsa.annealing.transforms import Schedule
 from dreamsa.device import Processes, resolve_device
 from dreamsa.randomness import generator_for, seed_for
 from dreamsa.signals import held_interrupts
 from train_cls.averaging import Average, exponential_average
 from train_cls.config import OptimizerName, TrainConfig
-from train_cls.data import Dataset, Splits, augment, batch_order, channel_stats
+from train_cls.data import Dataset, Splits, augment, batch_order, channel_stats, erase, mix
 from train_cls.evaluate.metrics import predict, scores
 from train_cls.forgetting import Forgetting, norm
+from train_cls.groups import split_groups
 from train_cls.methods import plan_for
-from train_cls.models import Classifier, build_model, load_weights_, seed_dropout_
-from train_cls.plan import ALWAYS, Backward, Plan, Setup, split_groups
+from train_cls.models import (
+    Classifier,
+    build_model,
+    load_initial_,
+    load_weights_,
+    seed_dropout_,
+)
+from train_cls.plan import ALWAYS, FORGETTING, Backward, Plan, Setup
 
 IMAGENET = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 
@@ -42,7 +56,7 @@ class EpochResult(NamedTuple):
     recent_loss: float  # mean over the run's last 20 batches (Todea, sec. 3.2.2)
     accuracy: float  # on the training batches, before each update
     lr: float  # scheduled, of the epoch's last step
-    early_lr: float  # of the early layers in that step, including all rules; 0 if frozen
+    early_lr: float  # the highest of the early layers in that step, with all rules; 0 if frozen
     early_norm: float  # ||w|| of the early layers
     late_norm: float
     grad_norm: float  # in the epoch's last step
@@ -157,8 +171,8 @@ class Training:
         if "batches" not in state:  # an older checkpoint, before the schedule became rule 0
             state["batches"] = state["step"]
             state["annealer"]["ended"] = [rule + 1 for rule in state["annealer"]["ended"]]
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.config.lr  # older checkpoints hold the scheduled rate
+        for group in self.optimizer.param_groups:  # older checkpoints hold the scheduled rate
+            group["lr"] = self.config.lr * group.get("lr_scale", 1.0)
         self.annealer.load_state_dict(state["annealer"])
         if state.get("scaler"):  # empty unless in float16; older checkpoints have none
             self.scaler.load_state_dict(state["scaler"])
@@ -195,11 +209,16 @@ def new_optimizer(
     return adaptive[name](groups, fused=True, **common)
 
 
-def new_training(config: TrainConfig, train: Dataset) -> Training:
+def new_training(config: TrainConfig, train: Dataset, initial: bool = True) -> Training:
     """A run before its first step.
 
+    Args:
+        initial: Load the pretrained weights or the initial checkpoint, if configured. False before
+            a checkpoint of the run itself is loaded.
+
     Raises:
-        ValueError: Unknown model or method, no such device, or fewer images than one step needs.
+        ValueError: Unknown model or method, no such device, no such initial weights, or fewer
+            images than one step needs.
     """
     device = resolve_device(config.device)
     classes, channels = len(train.classes), train.images.shape[1]
@@ -210,20 +229,23 @@ def new_training(config: TrainConfig, train: Dataset) -> Training:
             f"{len(train)} training images. Lower the batch."
         )
 
-    def build(seed: int) -> Classifier:
-        return build_model(config.model, classes, channels, mean, std, seed)
+    def build(seed: int, pretrained: bool = False) -> Classifier:
+        return build_model(
+            config.model, classes, channels, mean, std, seed, pretrained, config.model_args
+        )
 
     def fresh(step: int) -> list[Tensor]:
         model = build(seed_for(config.seed, step, "reinitialise"))
         if config.anneal.reinit == "torch":
             _torch_reset_(model, seed_for(config.seed, step, "reset parameters"))
         return [
-            p.detach().to(device)
-            for group in split_groups(model, config.anneal.before)
-            for p in group["params"]
+            p.detach().to(device) for group in split_groups(model, config) for p in group["params"]
         ]
 
-    model = build(config.seed).to(device)
+    model = build(config.seed, config.pretrained and initial)
+    if config.initial_checkpoint and initial:
+        load_initial_(model, Path(config.initial_checkpoint).expanduser())
+    model = model.to(device)
     if device.type == "cuda" or config.precision == "bfloat16":
         model = model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     images, labels = train.images, train.labels
@@ -234,7 +256,7 @@ def new_training(config: TrainConfig, train: Dataset) -> Training:
     steps = len(train) // (config.batch * config.accumulate)
     setup = Setup(config, model, classes, steps, fresh, Forgetting(accuracy))
     plan = plan_for(setup)
-    optimizer = new_optimizer(config.optimizer, split_groups(model, config.anneal.before), config)
+    optimizer = new_optimizer(config.optimizer, split_groups(model, config), config)
     schedule = learning_rate_schedule(setup, plan)
     annealer = Annealer(optimizer, [Rule(ALWAYS, ScaleRate(schedule), phase=None), *plan.rules])
     training = Training(
@@ -275,7 +297,11 @@ def _torch_reset_(model: nn.Module, seed: int) -> None:
 
 
 def loss_of(training: Training, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """(loss, logits) of one batch: label-smoothed cross-entropy plus the terms of the plan."""
+    """(loss, logits) of one batch: label-smoothed cross-entropy, changed by the terms of the plan.
+
+    Args:
+        labels: int64 [b], or of mixed images the weight of each class, [b, classes].
+    """
     logits = training.model(images).float()
     smoothing = training.config.label_smoothing
     loss = nn.functional.cross_entropy(logits, labels, label_smoothing=smoothing)
@@ -294,14 +320,16 @@ def train_step(
     GradScaler skips it.
 
     Args:
-        images: uint8 [accumulate * b, c, h, w], augmented; this process's part of the batch.
+        images: uint8 in [0, 255] or float in [0, 1], [accumulate * b, c, h, w], augmented; this
+            process's part of the batch.
+        labels: int64 [accumulate * b], or weights of the classes, [accumulate * b, classes].
     """
     config, model, optimizer = training.config, training.model, training.optimizer
     scaler = training.scaler
     training.annealer.begin()
     model.train()
     if config.anneal.norm_statistics == "freeze" and training.annealer.phase == "ascend":
-        _freeze_early_norms(model, config.anneal.before)
+        _freeze_early_norms(model, optimizer)
     seed_dropout_(model, config.seed, training.step)
     chunks = list(
         zip(images.chunk(config.accumulate), labels.chunk(config.accumulate), strict=True)
@@ -315,8 +343,8 @@ def train_step(
     if config.clip:
         scaler.unscale_(optimizer)
         # per group: with one norm over all, an exploding early gradient would throttle the rest
-        for group in optimizer.param_groups:
-            nn.utils.clip_grad_norm_(group["params"], config.clip)
+        for parameters in by_name(optimizer.param_groups).values():
+            nn.utils.clip_grad_norm_(parameters, config.clip)
     step, initialised = training.step, set(optimizer.state)
     scaler.step(optimizer)
     if training.step == step:  # skipped: fused SGD leaves new momentum buffers uninitialised
@@ -343,7 +371,9 @@ def _backward(training: Training, chunks: list[tuple[Tensor, Tensor]], first: bo
         if first:
             training.annealer.observe(loss)
             losses.append(loss.detach())
-            correct = (logits.argmax(1) == labels).sum()
+            # of a mixed image, the class with the larger weight counts
+            wanted = labels if labels.ndim == 1 else labels.argmax(1)
+            correct = (logits.argmax(1) == wanted).sum()
             sums = [loss.detach() * len(labels), correct, torch.full_like(correct, len(labels))]
             # a loss that is not finite may end an ascent, and is no part of the epoch's mean
             training.sums += torch.where(loss.isfinite(), torch.stack(sums), 0.0)
@@ -383,8 +413,8 @@ def autocast(config: TrainConfig, device: torch.device) -> Any:
     return torch.autocast(device.type, getattr(torch, config.precision))
 
 
-def _freeze_early_norms(model: nn.Module, before: str) -> None:
-    early = {id(p) for p in split_groups(model, before)[0]["params"]}
+def _freeze_early_norms(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    early = {id(p) for p in by_name(optimizer.param_groups)["early"]}
     for module in model.modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm) and id(module.weight) in early:
             module.eval()
@@ -414,7 +444,15 @@ def train(
                 rng = generator_for(config.seed, training.batches, "augment", device)
                 phase = training.annealer.phase
                 images = augment(data.images[index], rng, config.flip, config.pad)
-                train_step(training, images[part], data.labels[index][part], processes)
+                images = erase(images, rng, config.augment.erase)
+                images, labels = mix(
+                    images,
+                    data.labels[index],
+                    training.setup.classes,
+                    config.augment,
+                    generator_for(config.seed, training.batches, "mix"),
+                )
+                train_step(training, images[part], labels[part], processes)
             if processes.count > 1:
                 _average_buffers_(training.model, processes)
             result = _epoch_result(training, splits, phase, time.monotonic() - started)
@@ -443,10 +481,9 @@ def _epoch_result(training: Training, splits: Splits, phase: str, seconds: float
     config, epoch = training.config, training.epoch
     loss, correct, count = (float(value) for value in training.sums)
     training.sums.zero_()
-    early, *late = (
-        [p.detach() for p in group["params"]] for group in training.optimizer.param_groups
-    )
-    early_norm, late_norm = norm(early), norm(p for group in late for p in group)
+    groups = by_name(training.optimizer.param_groups)
+    early_norm = norm(p.detach() for p in groups["early"])
+    late_norm = norm(p.detach() for name in FORGETTING for p in groups[name])
     if count == 0 or not math.isfinite(early_norm + late_norm):
         raise FloatingPointError(
             f"Training diverged in epoch {epoch}: its losses or the weights are not finite. "

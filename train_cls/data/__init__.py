@@ -7,7 +7,7 @@ for positions in batch_order(len(splits.train), 32, epoch, seed):
 """
 
 from train_cls.config import DataConfig
-from train_cls.data.batches import augment, batch_order, channel_stats
+from train_cls.data.batches import augment, batch_order, channel_stats, erase, mix
 from train_cls.data.splits import (
     Dataset,
     Splits,
@@ -26,6 +26,8 @@ __all__ = [
     "channel_stats",
     "choose_classes",
     "count_training_images",
+    "erase",
     "load_splits",
+    "mix",
     "stratified",
 ]

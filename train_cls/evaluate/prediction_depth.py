@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from dreamsa.settings import settings
 from train_cls.evaluate.metrics import Images, LabelledImages, predict
+from train_cls.models.timm_classifier import TimmClassifier
 
 Pooling = Literal["average", "flatten"]
 DISTANCES_AT_ONCE = 1 << 24
@@ -50,13 +51,15 @@ class DepthResult:
 
 def default_layers(model: nn.Module) -> list[str]:
     """The stem's batch norm (before its ReLU) or convolution, each block of layer1, layer2, ...,
-    and the linear layers fc.
+    and the linear layers fc; of timm's networks the stages or blocks that its `feature_info` names.
 
     A stage without blocks, as in VGG, counts as one layer.
 
     Raises:
         ValueError: The model has no such children.
     """
+    if isinstance(model, TimmClassifier):
+        return model.stages()
     children = dict(model.named_children())
     names = [name for name in ("bn1", "conv1") if name in children][:1]
     for name, child in children.items():
@@ -77,11 +80,19 @@ def default_layers(model: nn.Module) -> list[str]:
     return names
 
 
-def as_vectors(output: Float[Tensor, "n c *positions"], pooling: Pooling) -> Float[Tensor, "n d"]:
+def as_vectors(
+    output: Float[Tensor, "n *c_and_positions"], pooling: Pooling, channels_last: bool = False
+) -> Float[Tensor, "n d"]:
     """One vector per image from a layer's output, as a copy: the mean over positions, or all
-    values."""
+    values.
+
+    Outputs of 3 dimensions are tokens, [n, tokens, c]; others are [n, c, *positions], or [n,
+    *positions, c] with `channels_last`.
+    """
     if output.ndim == 2 or pooling == "flatten":
         return output.detach().flatten(1).clone()  # a ReLU in place may follow the layer
+    if output.ndim == 3 or channels_last:
+        return output.detach().flatten(1, -2).mean(1)
     return output.detach().flatten(2).mean(2)
 
 
@@ -98,6 +109,7 @@ def layer_features(
         ValueError: Unknown module, or one that does not run exactly once per forward pass.
     """
     modules = dict(model.named_modules())
+    channels_last = isinstance(model, TimmClassifier) and model.channels_last
     unknown = [name for name in layers if name not in modules]
     if unknown:
         raise ValueError(
@@ -107,7 +119,9 @@ def layer_features(
     kept: dict[str, list[Tensor]] = {name: [] for name in layers}
 
     def keep(name: str) -> Callable[[nn.Module, object, Tensor], None]:
-        return lambda _module, _inputs, output: kept[name].append(as_vectors(output, pooling))
+        return lambda _module, _inputs, output: kept[name].append(
+            as_vectors(output, pooling, channels_last)
+        )
 
     handles = [modules[name].register_forward_hook(keep(name)) for name in layers]
     try:

@@ -1,13 +1,16 @@
 """Networks by name: `build_model("resnet18", classes=200)`."""
 
 import difflib
-from collections.abc import Callable, Sequence
+import fnmatch
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from typing import Any
 
 import torch
 
 from dreamsa.randomness import seed_for
 from train_cls.models.classifier import Classifier, Dropout, Pixels, load_weights_, seed_dropout_
+from train_cls.models.initial import load_initial_
 from train_cls.models.mobilenet import MobileNetV2
 from train_cls.models.plain import NN2, VGG16
 from train_cls.models.residual import (
@@ -19,6 +22,8 @@ from train_cls.models.residual import (
     PreResNet,
     ResNet,
 )
+from train_cls.models.timm_classifier import PREFIX, TimmClassifier
+from train_cls.models.timm_import import import_timm
 
 __all__ = [
     "MODELS",
@@ -26,6 +31,8 @@ __all__ = [
     "Dropout",
     "Pixels",
     "build_model",
+    "list_models",
+    "load_initial_",
     "load_weights_",
     "seed_dropout_",
 ]
@@ -55,6 +62,25 @@ MODELS: dict[str, Callable[..., Classifier]] = {
 }
 
 
+def list_models(pattern: str | None = None) -> list[str]:
+    """Names of networks, or those that match a pattern with * and ?: of timm's if it begins with
+    "timm:".
+
+    Raises:
+        ValueError: No name matches, or timm is not installed.
+    """
+    if pattern is None:
+        return [*MODELS, f"{PREFIX}NAME"]
+    if pattern.startswith(PREFIX):
+        timm = import_timm()
+        found = [PREFIX + name for name in timm.list_models(pattern.removeprefix(PREFIX) or "*")]
+    else:
+        found = fnmatch.filter(MODELS, pattern)
+    if not found:
+        raise ValueError(f"No model matches {pattern!r}. Use * and ?, as in 'timm:*resnet*'.")
+    return found
+
+
 def build_model(
     name: str,
     classes: int,
@@ -62,21 +88,33 @@ def build_model(
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
     seed: int = 0,
+    pretrained: bool = False,
+    arguments: Mapping[str, Any] | None = None,
 ) -> Classifier:
-    """A network of MODELS with initial weights, on the CPU.
+    """A network of MODELS, or "timm:NAME", with initial weights, on the CPU.
 
     Args:
         mean, std: Of the training images per channel, on the scale of [0, 1]; None for 0.5.
         seed: The weights are a function of it alone; the global generator is unchanged.
+        pretrained, arguments: Of timm's networks only, see `TimmClassifier`.
 
     Raises:
-        ValueError: Unknown name, fewer than 2 classes, no channel, or not one mean and std per
-            channel.
+        ValueError: Unknown name, timm is not installed, fewer than 2 classes, no channel, not one
+            mean and std per channel, or as TimmClassifier.
     """
-    if name not in MODELS:
+    ours = not name.startswith(PREFIX)
+    if ours and name not in MODELS:
         near = difflib.get_close_matches(name, MODELS, n=1)
         hint = f" Did you mean {near[0]!r}?" if near else ""
-        raise ValueError(f"There is no model {name!r}; the models are {', '.join(MODELS)}.{hint}")
+        raise ValueError(
+            f"There is no model {name!r}; the models are {', '.join(MODELS)} and {PREFIX}NAME."
+            f"{hint}"
+        )
+    if ours and (pretrained or arguments):
+        raise ValueError(
+            f"pretrained and model_args are for networks of timm; {name} is none. Use "
+            f"{PREFIX}NAME, or initial_checkpoint."
+        )
     if classes < 2:
         raise ValueError(f"A classifier needs at least 2 classes, got {classes}.")
     mean, std = mean or (0.5,) * channels, std or (0.5,) * channels
@@ -88,4 +126,7 @@ def build_model(
         torch.default_generator.manual_seed(
             seed_for(seed, 0, "weights")
         )  # torch.manual_seed would seed the GPUs too
-        return MODELS[name](classes, channels, mean, std)
+        if ours:
+            return MODELS[name](classes, channels, mean, std)
+        network = name.removeprefix(PREFIX)
+        return TimmClassifier(classes, channels, mean, std, network, pretrained, arguments)

@@ -1,5 +1,6 @@
 """Base class of the networks: pixels, then features, then one linear layer named `fc`."""
 
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import ClassVar, Literal
@@ -79,9 +80,37 @@ class Classifier(nn.Module, ABC):
     min_size: ClassVar[int] = 1
     """Min height and width in pixels."""
 
+    prefix: ClassVar[str] = ""
+    """Of the names of `body` within the classifier."""
+    head: str = "fc"
+    """Name of the last layer in `body`."""
+    rng: torch.Generator | None = None
+    """Seeds the training passes of networks that draw from torch's global generator."""
+
     def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
         super().__init__()
         self.pixels = Pixels(mean, std)
+
+    @property
+    def body(self) -> nn.Module:
+        """The module whose children name the layers of thresholds; it has all parameters."""
+        return self
+
+    def depths(self) -> dict[str, int]:
+        """Depth of every parameter of `body`, in layers from 0: the stem, each block of layer1,
+        layer2, ..., and all that follows them."""
+        found: dict[str, int] = {}
+        blocks: list[str] = []
+        for name, _ in self.named_parameters():
+            block = re.match(r"layer\d+(\.\d+)?", name)
+            if block and block[0] not in blocks:
+                blocks.append(block[0])
+            found[name] = len(blocks) if block or not blocks else -1
+        return {name: len(blocks) + 1 if depth < 0 else depth for name, depth in found.items()}
+
+    def undecayed(self) -> set[str]:
+        """Parameters of `body` that weight decay can leave out: norms and biases."""
+        return {name for name, p in self.body.named_parameters() if p.ndim <= 1}
 
     @abstractmethod
     def features(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b d"]:
@@ -105,8 +134,8 @@ class Classifier(nn.Module, ABC):
 
 
 def seed_dropout_(model: nn.Module, seed: int, step: int) -> None:
-    """Give every Dropout of `model` its own generator for this step, so that a resumed run repeats
-    an unbroken one.
+    """Give every module that draws at random in training its own generator for this step, so that a
+    resumed run repeats an unbroken one.
 
     Call it once per optimizer step, before the first forward pass.
     """
@@ -114,6 +143,8 @@ def seed_dropout_(model: nn.Module, seed: int, step: int) -> None:
         if isinstance(module, Dropout):
             device = next(model.parameters()).device
             module.rng = generator_for(seed, step, f"dropout {name}", device)
+        elif isinstance(module, Classifier):
+            module.rng = generator_for(seed, step, f"passes {name}")
 
 
 def load_weights_(model: Classifier, weights: Mapping[str, Tensor]) -> None:
