@@ -1,14 +1,21 @@
 """Settings: frozen dataclasses that pydantic validates at construction, whether in Python, from
 JSON or from `--set`."""
 
+import ast
+import inspect
 import json
+import textwrap
+import tomllib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, fields, is_dataclass
 from difflib import get_close_matches
 from functools import wraps
-from typing import Any, TypeVar, dataclass_transform, get_args
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar, dataclass_transform, get_args
 
-from pydantic import ConfigDict, Field, ValidationError
+import yaml
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
 Settings = TypeVar("Settings")
@@ -97,6 +104,101 @@ def parse_setting(text: str) -> tuple[str, Any]:
         return name.strip(), json.loads(value)
     except ValueError:
         return name.strip(), value.strip()
+
+
+class Setting(NamedTuple):
+    """One setting, for help texts and lists."""
+
+    name: str  # dotted
+    value: Any
+    allowed: str
+    """Its range or choices, in words."""
+    text: str
+
+
+def described(config: Any, prefix: str = "") -> Iterator[Setting]:
+    """All settings of `config` with their values, ranges or choices, and docstrings."""
+    texts, schema = docstrings(type(config)), TypeAdapter(type(config)).json_schema()
+    for field in fields(config):
+        value, name = getattr(config, field.name), f"{prefix}{field.name}"
+        if is_dataclass(value):
+            yield from described(value, f"{name}.")
+        else:
+            allowed = _allowed(schema["properties"][field.name])
+            yield Setting(name, value, allowed, texts.get(field.name, ""))
+
+
+def docstrings(cls: type) -> dict[str, str]:
+    """The docstrings below the fields of a class, each in one line."""
+    (parsed,) = ast.parse(textwrap.dedent(inspect.getsource(cls))).body
+    assert isinstance(parsed, ast.ClassDef)
+    return {
+        ast.unparse(field.target): " ".join(text.value.value.split())
+        for field, text in pairwise(parsed.body)
+        if isinstance(field, ast.AnnAssign)
+        and isinstance(text, ast.Expr)
+        and isinstance(text.value, ast.Constant)
+        and isinstance(text.value.value, str)
+    }
+
+
+BOUNDS = {
+    "exclusiveMinimum": "more than",
+    "minimum": "at least",
+    "exclusiveMaximum": "less than",
+    "maximum": "at most",
+}
+KINDS = {"integer": "whole number", "number": "number", "string": "text", "array": "list"}
+
+
+def _allowed(schema: Mapping[str, Any]) -> str:
+    """What a JSON schema of one value allows, in words."""
+    if "anyOf" in schema:
+        return " or ".join(map(_allowed, schema["anyOf"]))
+    if "enum" in schema or "const" in schema:
+        return ", ".join(map(str, schema.get("enum", [schema.get("const")])))
+    kind = schema.get("type", "any")
+    if kind == "boolean":
+        return "true, false"
+    bounds = [f"{words} {schema[key]:g}" for key, words in BOUNDS.items() if key in schema]
+    return " ".join([KINDS.get(kind, kind), ", ".join(bounds)]).strip()
+
+
+def read_overrides(path: Path, config: Any) -> dict[str, Any]:
+    """The settings in a JSON, TOML or YAML file by their dotted names, for `with_overrides`.
+
+    The file holds some or all settings of `config`, nested as in its JSON.
+
+    Raises:
+        ValueError: It cannot be read, or holds an unknown name (with the nearest ones).
+    """
+    readers = {".json": json.loads, ".toml": tomllib.loads}
+    readers |= dict.fromkeys((".yaml", ".yml"), yaml.safe_load)
+    if path.suffix.lower() not in readers:
+        raise ValueError(f"{path} must end in {', '.join(readers)}.")
+    try:
+        tree = readers[path.suffix.lower()](path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read: {error.strerror}.") from error
+    except (ValueError, RecursionError, yaml.YAMLError) as error:
+        kind = path.suffix[1:].upper()
+        raise ValueError(f"{path} is not {kind}: {' '.join(str(error).split())}.") from error
+    if not isinstance(tree, dict):
+        raise ValueError(f"{path} must hold settings by name, got {type(tree).__name__}.")
+    found, known = dict(_flat(tree, to_tree(config))), list(names_of(config))
+    for name in found:
+        if name not in known and not any(one.startswith(f"{name}.") for one in known):
+            raise ValueError(f"{path}: {_unknown(name, known)}")
+    return found
+
+
+def _flat(tree: Mapping[str, Any], like: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Dotted names and values of a tree, which is nested where `like` is."""
+    for name, value in tree.items():
+        if isinstance(value, dict) and isinstance(like.get(name), dict):
+            yield from ((f"{name}.{rest}", leaf) for rest, leaf in _flat(value, like[name]))
+        else:
+            yield str(name), value
 
 
 def names_of(config: Any, prefix: str = "") -> Iterator[str]:

@@ -1,6 +1,8 @@
 """Quick work that other processes can import."""
 
+import os
 import time
+from pathlib import Path
 
 
 def square(task, stop):
@@ -10,6 +12,14 @@ def square(task, stop):
     while task == 99 and not stop():
         time.sleep(0.01)
     return None if stop() else task * task
+
+
+def until_stopped(folder, stop):
+    """Write this process's id, wait until stopped, and say so in a file."""
+    (Path(folder) / f"{os.getpid()}.pid").touch()
+    while not stop():
+        time.sleep(0.01)
+    (Path(folder) / f"{os.getpid()}.saved").touch()
 
 
 class Budget:

@@ -1,6 +1,7 @@
 """The functions of the command line, for scripts: train, resume, evaluate finished runs, sweep."""
 
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -11,9 +12,9 @@ from dreamsa import checkpoint
 from dreamsa.device import Processes, resolve_device
 from dreamsa.randomness import generator_for
 from dreamsa.settings import with_overrides
+from dreamsa.statistics import student_mean
 from train_cls import run as runs
-from train_cls.compare import generations, last_scores
-from train_cls.config import DataConfig, TrainConfig, read
+from train_cls.config import DataConfig, TrackerName, TrainConfig, read, with_absolute_data
 from train_cls.data import (
     Dataset,
     Splits,
@@ -29,18 +30,30 @@ from train_cls.evaluate.linear_probe import ProbeConfig, linear_probe
 from train_cls.evaluate.metrics import device_of, predict, scores
 from train_cls.evaluate.prediction_depth import DepthConfig, prediction_depth
 from train_cls.models import Classifier, build_model, load_weights_
-from train_cls.train import EpochResult
+from train_cls.run import generations
+from train_cls.tracking import check_trackers, recorded_trackers
+from train_cls.train import EpochResult, Training
+from train_cls.trials import Outcome, Study, Trial
+
+Started = Callable[[Training], None]
+"""Gets a run's state before its first step; its `batches` of `steps` tell the progress."""
 
 
-def train(config: TrainConfig, folder: Path, tensorboard: bool = False) -> Iterator[EpochResult]:
+def train(
+    config: TrainConfig,
+    folder: Path,
+    track: Sequence[TrackerName] = (),
+    started: Started = lambda training: None,
+) -> Iterator[EpochResult]:
     """Train a new run in `folder`. Raises errors before it creates the folder."""
+    check_trackers(track)
     splits = load_splits(config.data, config.splits)
     runs.check(config, splits)
     processes = Processes.current()
     if processes.is_first:
         runs.new_run(folder, config)
     processes.wait()
-    return runs.continue_run(folder, splits, tensorboard=tensorboard)
+    return runs.continue_run(folder, splits, track=track, started=started)
 
 
 def load_run(folder: Path, generation: int | None = None) -> tuple[TrainConfig, Classifier, Splits]:
@@ -175,34 +188,73 @@ def hessian(
 
 
 def sweep(
+    config: TrainConfig,
+    folder: Path,
+    name: str,
+    values: Sequence[Any],
+    seeds: Sequence[int],
+    workers: int | None = 1,
+    threads: int | None = None,
+    track: Sequence[TrackerName] = (),
+) -> Iterator[Outcome]:
+    """Train one run per seed and value of a setting, such as "anneal.scale", "model" or
+    "splits.per_class"; yields an outcome per finished run. The same call resumes: finished runs are
+    not run again. See `plan_sweep` and `Study.run`."""
+    yield from plan_sweep(config, folder, name, values, seeds).run(workers, threads, track)
+
+
+def plan_sweep(
     config: TrainConfig, folder: Path, name: str, values: Sequence[Any], seeds: Sequence[int]
-) -> Iterator[dict[str, Any]]:
-    """Train one run per value of a setting, such as "anneal.scale", and seed; yields their last
-    scores. Resumable.
+) -> Study:
+    """Check the runs of a sweep.
 
     Raises:
-        ValueError: The setting is a seed, which has its own argument, or a value is out of range.
+        ValueError: The setting is a seed, which has its own argument, a value is out of range,
+            there are none, or a folder holds a run with other settings.
     """
     if name in ("seed", "splits.seed"):
         raise ValueError(f"{name} is not swept; give the seeds by --seeds and --first-seed.")
-    configs = [(value, with_overrides(config, {name: value})) for value in values]
-    for value, changed in configs:
+    if not values or not seeds:
+        raise ValueError("A sweep needs at least one value and one seed.")
+    trials: dict[Path, Trial] = {}
+    for value in values:
+        changed = with_absolute_data(with_overrides(config, {name: value}))
         for seed in seeds:
             own = replace(changed, seed=seed, splits=replace(changed.splits, seed=seed))
-            run = folder / f"{name}={value}" / f"seed-{seed}"
-            if not (run / "config.json").exists():
-                runs.new_run(run, own)
-            diverged = ""
-            try:
-                for _ in runs.continue_run(run):
-                    pass
-            except FloatingPointError as error:  # divergence is a result too
-                diverged = str(error)
-            yield {
+            run = folder / f"{name}={_as_file_name(value)}" / f"seed-{seed}"
+            if run in trials and trials[run].config != own:
+                raise ValueError(f"Two values of {name} have the same folder {run.parent}.")
+            trials[run] = Trial(run, own, ((name, value), ("seed", seed)))
+    return Study.checked(list(trials.values()))
+
+
+def summary(
+    outcomes: Sequence[Outcome], name: str, values: Sequence[Any], score: str = "test accuracy"
+) -> list[dict[str, Any]]:
+    """A row per value of a sweep: the mean of a score over the seeds that did not diverge, and its
+    95 % interval (Student's; None for one seed)."""
+    rows = []
+    for value in values:
+        own = [one for one in outcomes if one.facts[name] == value]
+        found = [one.scores[score] for one in own if one.scores]
+        mean = student_mean(found) if found else None
+        several = mean is not None and len(found) > 1
+        rows.append(
+            {
                 name: value,
-                "seed": seed,
-                **({"diverged": diverged} if diverged else last_scores(run)),
+                "seeds": len(found),
+                "diverged": len(own) - len(found),
+                score: mean.mean if mean else None,
+                "low": mean.low if mean and several else None,
+                "high": mean.high if mean and several else None,
+                "seconds": sum(one.seconds for one in own),
             }
+        )
+    return rows
+
+
+def _as_file_name(value: Any) -> str:
+    return re.sub(r"[^\w.+=,-]+", "-", str(value))
 
 
 def match_channels(splits: Splits, model: Classifier) -> Splits:
@@ -221,18 +273,29 @@ def match_channels(splits: Splits, model: Classifier) -> Splits:
     return Splits(*(convert(part) for part in splits))
 
 
-def resume(folder: Path, tensorboard: bool = False) -> Iterator[EpochResult]:
+def resume(
+    folder: Path,
+    generations: int | None = None,
+    track: Sequence[TrackerName] = (),
+    started: Started = lambda training: None,
+) -> Iterator[EpochResult]:
     """Resume a run exactly from its newest complete checkpoint; one that was killed before the
     first begins again, with the same result.
 
+    Args:
+        generations: Extend the run, finished or not, to this many; see `run.extend`.
+
     Raises:
-        ValueError: Not a run, or all its checkpoints are damaged.
+        ValueError: Not a run, or all its checkpoints are damaged, or it cannot be extended.
     """
     read(folder / "config.json")
     saved = folder / "checkpoints"
     if checkpoint.latest(saved) is None and any(saved.glob("[0-9]*")):
         raise ValueError(f"{folder} has no complete checkpoint. Start again in another folder.")
-    return runs.continue_run(folder, tensorboard=tensorboard)
+    check_trackers([*recorded_trackers(folder), *track])
+    if generations is not None:
+        runs.extend(folder, generations)
+    return runs.continue_run(folder, track=track, started=started)
 
 
 def _predict(model: Classifier, data: Dataset) -> torch.Tensor:

@@ -4,26 +4,23 @@ best control?"""
 import csv
 import io
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from dreamsa import checkpoint
 from dreamsa.files import write_atomic, write_json
 from dreamsa.settings import to_tree, with_overrides
 from dreamsa.statistics import PairedDifference, detectable_difference, holm, paired_difference
 from train_cls import methods
-from train_cls.config import TrainConfig, from_saved, with_absolute_data
-from train_cls.data import Splits, load_splits
-from train_cls.methods import METHODS, is_from_scratch, methods_of
-from train_cls.run import continue_run, is_finished, new_run, rows
+from train_cls.config import TrackerName, TrainConfig, from_saved, with_absolute_data
+from train_cls.methods import METHODS, is_from_scratch
+from train_cls.run import is_finished, last_scores, rows
+from train_cls.trials import Outcome, Study, Trial, difference
 
 CONTROLS = tuple(name for name, method in METHODS.items() if method.control)
 ARMS = ("normal", "seal", "seal-reverse", *CONTROLS)
-DIVERGED = "diverged.json"
+PLAN = "comparison.json"
 
 
 def compare(
@@ -32,127 +29,101 @@ def compare(
     arms: Sequence[str] = ARMS,
     seeds: Sequence[int] = range(3),
     changes: dict[str, dict[str, Any]] | None = None,
-    load: Callable[[TrainConfig], Splits] = lambda config: load_splits(config.data, config.splits),
-) -> Iterator[str]:
-    """Train every arm with every seed; yields a line per finished run. Resumable: skips finished
-    runs.
+    workers: int | None = 1,
+    threads: int | None = None,
+    track: Sequence[TrackerName] = (),
+) -> Iterator[Outcome]:
+    """Train every arm with every seed; yields an outcome per finished run. The same call resumes:
+    finished runs are not run again. See `plan_comparison` and `Study.run`."""
+    yield from plan_comparison(config, folder, arms, seeds, changes).run(workers, threads, track)
+
+
+def plan_comparison(
+    config: TrainConfig,
+    folder: Path,
+    arms: Sequence[str] = ARMS,
+    seeds: Sequence[int] = range(3),
+    changes: dict[str, dict[str, Any]] | None = None,
+) -> Study:
+    """Check a comparison and write FOLDER/comparison.json; arms and seeds may be added later.
 
     Args:
         arms: Methods. "METHOD@NAME" trains a method again with other settings.
         changes: Settings of single arms, such as a tuned learning rate, by arm and dotted name.
 
     Raises:
-        ValueError: Unknown arm, no seeds, or a folder that holds another comparison.
+        ValueError: Unknown arm, wrong setting, no seeds, or a folder that holds another comparison.
     """
     changes = changes or {}
-    for arm in arms:
-        methods_of(arm.partition("@")[0])
     if not seeds:
         raise ValueError("A comparison needs at least one seed.")
     if unknown := [arm for arm in changes if arm not in arms]:
         raise ValueError(f"There is no arm {unknown[0]!r} to tune; the arms are {', '.join(arms)}.")
     config = with_absolute_data(config)
-    own = {
-        arm: with_overrides(replace(config, method=arm.partition("@")[0]), changes.get(arm, {}))
-        for arm in arms
-    }
-    plan = {"config": to_tree(config), "changes": changes}
-    saved = folder / "comparison.json"
-    folder.mkdir(parents=True, exist_ok=True)
-    if saved.exists() and not _same_plan(
-        json.loads(saved.read_text()), json.loads(json.dumps(plan))
-    ):
-        raise ValueError(f"{folder} holds a comparison with other settings. Choose another folder.")
-    write_json(saved, plan)
+    own = {arm: _config_of(arm, config, changes.get(arm, {})) for arm in dict.fromkeys(arms)}
+    plan = _merged_plan(folder, config, changes)
+    trials: list[Trial] = []
     for seed in seeds:
-        base = replace(
-            config, seed=seed, method="restarts", splits=replace(config.splits, seed=seed)
-        )
-        splits = load(base)
-        shared: Path | None = None
-        for arm in arms:
-            branches = not is_from_scratch(own[arm].method) and all(
-                map(_after_generation_1, changes.get(arm, {}))
+        base = _seeded(replace(config, method="restarts", generations=1), seed)
+        shared = Trial(folder / "generation-1" / f"seed-{seed}", base, ())
+        branches = [arm for arm in own if _branches(own[arm], changes.get(arm, {}))]
+        trials += [shared] if branches else []
+        for arm in own:
+            run, first = folder / arm / f"seed-{seed}", shared if arm in branches else None
+            trials.append(
+                Trial(run, _seeded(own[arm], seed), (("arm", arm), ("seed", seed)), first)
             )
-            if branches and shared is None:
-                shared = _first_generation(base, folder / "generation-1" / f"seed-{seed}", splits)
-            run = folder / arm / f"seed-{seed}"
-            if not (run / "config.json").exists():
-                new_run(run, replace(own[arm], seed=seed, splits=base.splits))
-            yield f"{arm}, seed {seed}: {_finish(run, splits, shared if branches else None)}"
+    study = Study.checked(trials)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / PLAN, plan)
+    return study
 
 
-def _finish(run: Path, splits: Splits, branch: Path | None) -> str:
-    """Train a run to its end unless it has finished or diverged; what came of it, in words."""
-    if diverged(run) is None and not is_finished(run):
-        try:
-            for _ in continue_run(run, splits, branch):
-                pass
-        except FloatingPointError as error:  # a result too, and no end of the comparison
-            write_json(run / DIVERGED, {"error": str(error)})
-    if error := diverged(run):
-        return error
-    return ", ".join(f"{k} {v:.4f}" for k, v in last_scores(run).items() if k.startswith("test"))
+def _config_of(arm: str, config: TrainConfig, changes: dict[str, Any]) -> TrainConfig:
+    """Settings of an arm.
+
+    Raises:
+        ValueError: A setting is unknown, out of range, or not an arm's own.
+    """
+    for name in ("seed", "splits.seed", "method"):
+        if name in changes:
+            raise ValueError(
+                f"{name} is not tuned: an arm is named by its method, seeds are shared."
+            )
+    method = arm.partition("@")[0]
+    methods.check_settings(changes, method)
+    return with_overrides(replace(config, method=method), changes)
 
 
-def diverged(run: Path) -> str | None:
-    """Why a run of a comparison has diverged; None if it has not."""
-    path = run / DIVERGED
-    return json.loads(path.read_text())["error"] if path.exists() else None
+def _seeded(config: TrainConfig, seed: int) -> TrainConfig:
+    return replace(config, seed=seed, splits=replace(config.splits, seed=seed))
 
 
-def _same_plan(one: dict[str, Any], other: dict[str, Any]) -> bool:
-    """Settings missing in an older version's file have their defaults."""
-    first, second = (with_absolute_data(from_saved(plan["config"])) for plan in (one, other))
-    return one["changes"] == other["changes"] and first == second
+def _branches(config: TrainConfig, changes: dict[str, Any]) -> bool:
+    """Whether an arm's first generation is the one that the others share."""
+    return not is_from_scratch(config.method) and all(map(_after_generation_1, changes))
+
+
+def _merged_plan(folder: Path, config: TrainConfig, changes: dict[str, Any]) -> dict[str, Any]:
+    """What comparison.json will hold, with the arms of earlier calls.
+
+    Raises:
+        ValueError: The comparison there has other settings.
+    """
+    path = folder / PLAN
+    if not path.exists():
+        return {"config": to_tree(config), "changes": changes}
+    found = json.loads(path.read_text())
+    before = with_absolute_data(from_saved(found["config"]))
+    if other := difference(before, config):
+        raise ValueError(f"{folder} holds a comparison with other settings: {other}")
+    return {"config": to_tree(config), "changes": {**found["changes"], **changes}}
 
 
 def _after_generation_1(setting: str) -> bool:
     """Whether a setting has no effect before generation 2: those of the methods, except the
     threshold between layers."""
     return setting.startswith("anneal.") and setting != "anneal.before"
-
-
-def _first_generation(config: TrainConfig, folder: Path, splits: Splits) -> Path:
-    """The checkpoint after one plain generation, trained unless it exists.
-
-    Raises:
-        ValueError: It is damaged.
-    """
-    if not (folder / "config.json").exists():
-        new_run(folder, replace(config, generations=1))
-    if not is_finished(folder):
-        for _ in continue_run(folder, splits):
-            pass
-    newest = checkpoint.latest(folder / "generations")
-    if newest is None:
-        raise ValueError(
-            f"{folder} has no complete checkpoint of its generation. Remove the folder to train "
-            "it again."
-        )
-    return newest
-
-
-def scores_of(row: dict[str, Any]) -> dict[str, float]:
-    """The scores in a row of metrics: of the averaged weights if the method averages, else of the
-    last ones."""
-    scores = {
-        name: value for name, value in row.items() if name.startswith(("test ", "validation "))
-    }
-    averaged = {
-        name.replace("average ", ""): value for name, value in scores.items() if " average " in name
-    }
-    return {
-        **{name: value for name, value in scores.items() if " average " not in name},
-        **averaged,
-    }
-
-
-def last_scores(run: Path) -> dict[str, float]:
-    """Scores at the end of a run."""
-    return scores_of(
-        [row for row in rows(run) if any(name.startswith("test ") for name in row)][-1]
-    )
 
 
 def history(folder: Path, arm: str, seed: int | str) -> list[dict[str, Any]]:
@@ -247,11 +218,3 @@ def write_csv(scores: dict[str, dict[str, float]], path: Path, score: str) -> No
     table.writerow(["arm", "seed", score])
     table.writerows([arm, *item] for arm, by_seed in scores.items() for item in by_seed.items())
     write_atomic(path, text.getvalue().encode())
-
-
-def generations(run: Path) -> list[dict[str, torch.Tensor]]:
-    """Weights at the end of every generation of a run, in order."""
-    return [
-        checkpoint.load(path).tensors["model"]
-        for path in sorted((run / "generations").glob(checkpoint.NAME))
-    ]

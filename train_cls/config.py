@@ -14,6 +14,7 @@ from dreamsa.settings import from_tree, settings, with_overrides
 OptimizerName = Literal["sgd", "adam", "adamw", "adagrad", "rmsprop"]
 Precision = Literal["float32", "bfloat16", "float16"]
 PresetName = Literal["digits", "paper", "seal-code", "resnet110"]
+TrackerName = Literal["tensorboard", "wandb"]
 DEFAULT_THRESHOLD = "layer3"
 
 
@@ -87,6 +88,7 @@ class AnnealConfig:
     width: float = Field(default=0.1, ge=1e-9, le=1e9)
     """Distancing: sigma of a hill, relative to the norm of its snapshot."""
     shrink: float = Field(default=0.4, ge=0, le=1)
+    """Shrink and perturb: factor on the weights."""
     perturb: float = Field(default=0.1, ge=0, le=10)
     """Shrink and perturb: w = shrink * w + perturb * fresh."""
     distill: float = Field(default=0.5, ge=0, le=1)
@@ -131,16 +133,23 @@ class TrainConfig:
     """Start from the weights of this run or .safetensors file; the last layer is new if the classes
     are not as many."""
     method: str = "seal"
+    """Name of the method; see `train-cls methods`."""
     generations: int = Field(default=4, gt=0)
     """G; methods without generations train for as many epochs."""
     epochs: int = Field(default=20, gt=0)
     """E, epochs per generation."""
     batch: int = Field(default=32, gt=0)
+    """Images per batch."""
     optimizer: OptimizerName = "sgd"
+    """Name of the torch optimizer."""
     lr: float = Field(default=0.05, gt=0)
+    """Learning rate before any decay."""
     momentum: float = Field(default=0.9, ge=0, le=1)
+    """Momentum of sgd."""
     nesterov: bool = False
+    """Whether the momentum is Nesterov's."""
     weight_decay: float = Field(default=5e-4, ge=0, le=10)
+    """Coefficient of the L2 penalty, decoupled in adamw."""
     decay_norms: bool = True
     """Whether weight decay applies to norms and biases too (SEAL's code); timm excludes them."""
     layer_decay: float = Field(default=1.0, gt=0, le=1)
@@ -157,7 +166,9 @@ class TrainConfig:
     lr_updates: Literal["step", "epoch"] = "step"
     """How often the learning rate follows its schedule; once per epoch in SEAL's code."""
     label_smoothing: float = Field(default=0.1, ge=0, le=1)
+    """Probability mass of the targets that is spread over all classes."""
     flip: bool = False
+    """Whether half of the training images are mirrored at random."""
     pad: int = Field(default=1, ge=0, le=64)
     """Pixels of zero padding for random crops; 0 is off."""
     normalize: Literal["data", "imagenet"] = "data"
@@ -170,8 +181,11 @@ class TrainConfig:
     ema: float = Field(default=0.0, ge=0, le=1)
     """Decay of an exponential moving average of the weights, evaluated as well; 0 is off."""
     precision: Precision = "float32"
+    """Precision of forward passes; float16 also scales the loss."""
     device: str = "auto"
+    """auto (the GPU if there is one), cpu, cuda or cuda:N."""
     seed: int = 0
+    """Seed of weights, batches and augmentation; the flag --seed also sets splits.seed."""
     evaluate_every: int = Field(default=1, gt=0)
     """Epochs between evaluations."""
     anneal: AnnealConfig = Field(default_factory=AnnealConfig)

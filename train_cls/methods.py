@@ -332,6 +332,8 @@ class Method:
     cost."""
     from_scratch: bool = False
     """Whether its first generation differs from the plain one that the others share."""
+    spans_run: bool = False
+    """Whether its steps depend on the number of generations, which therefore cannot grow."""
 
     @property
     def name(self) -> str:
@@ -351,12 +353,12 @@ NOISE = ("temperature", "cooling", "cooling_law")
 METHODS: dict[str, Method] = {
     method.name: method
     for method in (
-        Method(normal, from_scratch=True),
-        Method(long, control=True, from_scratch=True),
+        Method(normal, from_scratch=True, spans_run=True),
+        Method(long, control=True, from_scratch=True, spans_run=True),
         Method(restarts, control=True),
-        Method(sgdr, from_scratch=True),
-        Method(swa, ("average_from",), control=True, from_scratch=True),
-        Method(sam, ("rho",), control=True, from_scratch=True),
+        Method(sgdr, from_scratch=True, spans_run=True),
+        Method(swa, ("average_from",), control=True, from_scratch=True, spans_run=True),
+        Method(sam, ("rho",), control=True, from_scratch=True, spans_run=True),
         Method(seal, ASCENT),
         Method(seal_freeze, ASCENT),
         Method(seal_reinit, (*ASCENT, "reinit")),
@@ -365,17 +367,17 @@ METHODS: dict[str, Method] = {
         Method(random_direction, (*EDGES, "scale"), control=True),
         Method(reset_only, EDGES, control=True),
         Method(llf, REINIT, control=True),
-        Method(rifle, ("reinit",), from_scratch=True),
+        Method(rifle, ("reinit",), from_scratch=True, spans_run=True),
         Method(ke_kels, ("fit_share", "reinit")),
         Method(ke_wels, ("fit_share", "reinit")),
         Method(imp, ("prune",)),
-        Method(supermask, ("prune",)),
+        Method(supermask, ("prune",), spans_run=True),
         Method(ban, ("reinit",)),
         Method(tolerant_teacher, ("reinit", "distill", "soften", "tolerance"), from_scratch=True),
         Method(self_distillation, ("reinit", "distill", "soften")),
         Method(sa_gd, ("t_initial",), from_scratch=True),
-        Method(langevin, (*NOISE, "state_noise", "power"), from_scratch=True),
-        Method(kinetic, (*NOISE, "friction"), from_scratch=True),
+        Method(langevin, (*NOISE, "state_noise", "power"), from_scratch=True, spans_run=True),
+        Method(kinetic, (*NOISE, "friction"), from_scratch=True, spans_run=True),
         Method(landscape, ("eps", "power", "c"), from_scratch=True),
         Method(distancing, ("strength", "width")),
         Method(shrink_perturb, ("shrink", "perturb", "reinit"), control=True),
@@ -410,25 +412,30 @@ def is_from_scratch(name: str) -> bool:
     return any(method.from_scratch for method in methods_of(name).values())
 
 
-def check_settings(name: str, changed: Iterable[str]) -> None:
+def spans_run(name: str) -> bool:
+    """Whether any method of a name depends on the number of generations."""
+    return any(method.spans_run for method in methods_of(name).values())
+
+
+def check_settings(changed: Iterable[str], *names: str) -> None:
     """Check that no changed setting is without effect.
 
     Args:
-        name: The methods of a run, or of all runs of a comparison.
         changed: Dotted names of settings that were changed.
+        names: The methods of a run, or of all runs of a study.
 
     Raises:
         ValueError: A setting of `anneal` that none of the methods depends on.
     """
-    used = {one for method in methods_of(name).values() for one in method.uses}
+    used = {one for name in names for method in methods_of(name).values() for one in method.uses}
     for setting in changed:
         section, _, field = setting.partition(".")
         if section != "anneal" or field in used or field not in ALL_SETTINGS:
             continue
         users = ", ".join(method.name for method in METHODS.values() if field in method.uses)
         raise ValueError(
-            f"{setting} has no effect on {name}: it is a setting of {users}. Leave it out, or "
-            "choose another method."
+            f"{setting} has no effect on {' or '.join(names)}: it is a setting of {users}. Leave "
+            "it out, or choose another method."
         )
 
 

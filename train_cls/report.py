@@ -12,16 +12,9 @@ import numpy as np
 
 from dreamsa.files import write_atomic
 from dreamsa.statistics import student_mean
-from train_cls.compare import (
-    diverged,
-    history,
-    is_control,
-    scores_of,
-    table,
-    verdict,
-    write_csv,
-)
+from train_cls.compare import history, is_control, table, verdict, write_csv
 from train_cls.forgetting import ACCURACY, DISTANCE, FORGOTTEN
+from train_cls.run import diverged, scores_of
 
 STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; color: #1b1b1f; background: #fff }

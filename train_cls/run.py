@@ -2,6 +2,9 @@
 finished generation.
 
 RUN/config.json               written before the first step; reproduces the run
+    extensions.json           its earlier numbers of generations, if it was extended
+    tracking.json             its trackers, if any; see `tracking`
+    diverged.json             why it diverged, as one of a comparison or sweep
     metrics.jsonl             one line per epoch
     metrics.csv               the same for spreadsheets, written when the run finishes
     checkpoints/00001200/     the newest two, by batches consumed, for an exact resume
@@ -14,8 +17,8 @@ import json
 import math
 import shlex
 import time
-from collections.abc import Iterator
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -25,15 +28,18 @@ from filelock import FileLock, Timeout
 from dreamsa import checkpoint
 from dreamsa.device import Processes
 from dreamsa.files import write_atomic, write_json
-from dreamsa.settings import to_tree
-from train_cls.config import TrainConfig, read, with_absolute_data
+from dreamsa.settings import to_tree, with_overrides
+from train_cls.config import TrackerName, TrainConfig, read, with_absolute_data
 from train_cls.data import Splits, load_splits
-from train_cls.train import EpochResult, Training, new_training, train
+from train_cls.methods import spans_run
+from train_cls.tracking import Log, tracked
+from train_cls.train import EpochResult, Stopped, Training, new_training, train
 
 SAVE_SECONDS = 30.0
 """Min seconds between checkpoints, which are written after a process's first epoch, at the ends of
 later ones, and when it is interrupted."""
 METRICS = "metrics.jsonl"
+DIVERGED, EXTENSIONS = "diverged.json", "extensions.json"
 
 
 def new_run(folder: Path, config: TrainConfig) -> Path:
@@ -57,30 +63,80 @@ def resume_command(folder: Path) -> str:
     return f"train-cls resume {shlex.quote(str(folder))}"
 
 
-def check(config: TrainConfig, splits: Splits) -> None:
+def check(config: TrainConfig, splits: Splits) -> Training:
     """Build everything and evaluate two images, to raise errors before a run's folder exists."""
     training = new_training(config, splits.train)
     with torch.no_grad():
         training.model.eval()(splits.test.images[:2].to(next(training.model.parameters()).device))
+    return training
+
+
+def extend(folder: Path, generations: int) -> None:
+    """Give a run more generations, which `continue_run` then trains exactly as if it had had them
+    from the beginning. Does nothing if it has as many; RUN/extensions.json keeps the earlier
+    numbers.
+
+    Raises:
+        ValueError: Fewer generations, a method that they would change, or a run in use.
+    """
+    config = read(folder / "config.json")
+    if generations == config.generations:
+        return
+    if generations < config.generations:
+        raise ValueError(
+            f"{folder} has {config.generations} generations; --generations must be more, got "
+            f"{generations}."
+        )
+    if spans_run(config.method):
+        raise ValueError(
+            f"A run of {config.method} cannot be extended: its schedule spans all generations. "
+            f"Train another with --generations {generations}."
+        )
+    extended = with_overrides(config, {"generations": generations})
+    with _locked(folder):
+        path = folder / EXTENSIONS
+        earlier = json.loads(path.read_text()) if path.exists() else []
+        record = {"generations": config.generations, "epochs": len(rows(folder))}
+        if record not in earlier:
+            write_json(path, [*earlier, record])
+        (folder / "metrics.csv").unlink(missing_ok=True)  # a copy, which marks a finished run
+        write_json(folder / "config.json", to_tree(extended))
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    try:
+        with FileLock(folder / ".lock", timeout=0):
+            yield
+    except Timeout as error:
+        raise ValueError(
+            f"{folder} is in use by another process. Wait for it, or stop it first."
+        ) from error
 
 
 def continue_run(
     folder: Path,
     splits: Splits | None = None,
     branch: Path | None = None,
-    tensorboard: bool = False,
+    track: Sequence[TrackerName] = (),
+    stop: Callable[[], bool] = lambda: False,
+    started: Callable[[Training], None] = lambda training: None,
 ) -> Iterator[EpochResult]:
     """Train a run from its newest complete checkpoint to its end.
 
-    Close the iterator to stop after the current epoch; an interrupt stops after the current step.
-    Both save.
+    Close the iterator to stop after the current epoch; an interrupt, or a true `stop()`, stops
+    after the current step. All save.
 
     Args:
         branch: Checkpoint of another run's first generation to start from if this run has no
             checkpoint.
+        track: Trackers, besides those that the run has had before.
+        stop: Called before every step.
+        started: Gets the state before the first step; its `batches` tell the progress.
 
     Raises:
-        ValueError: Not a run, or in use by another process.
+        ValueError: Not a run, in use by another process, or the package of a tracker is missing.
+        Stopped: Interrupted, and saved.
     """
     config = read(folder / "config.json")
     processes = Processes.current()
@@ -91,41 +147,34 @@ def continue_run(
         training.load(newest)
     elif branch is not None:
         training.branch(branch)
+    started(training)
+    results = train(training, splits, processes, stop)
     if not processes.is_first:
-        yield from train(training, splits, processes)
+        yield from results
         return
-    try:
-        with FileLock(folder / ".lock", timeout=0):
-            yield from _logged(training, folder, splits, processes, tensorboard)
-    except Timeout as error:
-        raise ValueError(
-            f"{folder} is in use by another process. Wait for it, or stop it first."
-        ) from error
+    with _locked(folder), tracked(folder, track, config, training.epoch) as log:
+        yield from _logged(results, training, folder, log)
 
 
 def _logged(
-    training: Training, folder: Path, splits: Splits, processes: Processes, tensorboard: bool
+    results: Iterator[EpochResult], training: Training, folder: Path, log: Log
 ) -> Iterator[EpochResult]:
     _drop_rows_after(folder, training.epoch)
-    writer = _summary_writer(folder) if tensorboard else None
     saved = -math.inf
     try:
-        for result in train(training, splits, processes):
+        for result in results:
             row = {**result._asdict(), **result.scores}
             row.pop("scores")
             with (folder / METRICS).open("a") as file:
                 file.write(json.dumps(row) + "\n")
-            if writer is not None:
-                for name, value in row.items():
-                    if isinstance(value, float):
-                        writer.add_scalar(name, value, result.epoch)
+            log(row)
             if training.is_generation_end:
                 training.save(folder / "generations")
             if training.is_generation_end or time.monotonic() - saved > SAVE_SECONDS:
                 training.save(folder / "checkpoints", keep=2)
                 saved = time.monotonic()
             yield result
-    except (KeyboardInterrupt, GeneratorExit):
+    except (Stopped, GeneratorExit):  # not a second interrupt, which may come within a step
         if training.batches:
             training.save(folder / "checkpoints", keep=2)
         raise
@@ -166,11 +215,37 @@ def write_csv(folder: Path) -> None:
     write_atomic(folder / "metrics.csv", text.getvalue().encode())
 
 
-def _summary_writer(folder: Path) -> Any:
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError as error:
-        raise ValueError(
-            "--tensorboard needs the package tensorboard: pip install tensorboard"
-        ) from error
-    return SummaryWriter(folder / "tensorboard")
+def scores_of(row: dict[str, Any]) -> dict[str, float]:
+    """The scores in a row of metrics: of the averaged weights if the method averages, else of the
+    last ones."""
+    scores = {
+        name: value for name, value in row.items() if name.startswith(("test ", "validation "))
+    }
+    averaged = {
+        name.replace("average ", ""): value for name, value in scores.items() if " average " in name
+    }
+    return {
+        **{name: value for name, value in scores.items() if " average " not in name},
+        **averaged,
+    }
+
+
+def last_scores(run: Path) -> dict[str, float]:
+    """Scores at the end of a run."""
+    return scores_of(
+        [row for row in rows(run) if any(name.startswith("test ") for name in row)][-1]
+    )
+
+
+def diverged(run: Path) -> str | None:
+    """Why a run of a comparison or sweep has diverged; None if it has not."""
+    path = run / DIVERGED
+    return json.loads(path.read_text())["error"] if path.exists() else None
+
+
+def generations(run: Path) -> list[dict[str, torch.Tensor]]:
+    """Weights at the end of every generation of a run, in order."""
+    return [
+        checkpoint.load(path).tensors["model"]
+        for path in sorted((run / "generations").glob(checkpoint.NAME))
+    ]

@@ -3,7 +3,7 @@
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
@@ -44,6 +44,10 @@ from train_cls.models import (
 from train_cls.plan import ALWAYS, FORGETTING, Backward, Plan, Setup
 
 IMAGENET = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
+
+
+class Stopped(KeyboardInterrupt):
+    """Training was interrupted between two steps, where it can be saved."""
 
 
 class EpochResult(NamedTuple):
@@ -421,13 +425,19 @@ def _freeze_early_norms(model: nn.Module, optimizer: torch.optim.Optimizer) -> N
 
 
 def train(
-    training: Training, splits: Splits, processes: Processes = Processes()
+    training: Training,
+    splits: Splits,
+    processes: Processes = Processes(),
+    stop: Callable[[], bool] = lambda: False,
 ) -> Iterator[EpochResult]:
     """Train to the end of the run; yields after every epoch. Close the generator to stop.
 
+    Args:
+        stop: Like an interrupt once it is true; called before every step.
+
     Raises:
         FloatingPointError: The weights, or all losses of an epoch, are not finite.
-        KeyboardInterrupt: After the current step, or the epoch that it ends.
+        Stopped: Interrupted; after the current step, or the epoch that it ends.
     """
     config = training.config
     device = next(training.model.parameters()).device
@@ -439,8 +449,8 @@ def train(
         phase = "descend"
         with held_interrupts() as received:  # a half-done step is never saved
             for index in _remaining_batches(training, data):
-                if received:
-                    raise KeyboardInterrupt
+                if received or stop():
+                    raise Stopped
                 rng = generator_for(config.seed, training.batches, "augment", device)
                 phase = training.annealer.phase
                 images = augment(data.images[index], rng, config.flip, config.pad)
@@ -458,7 +468,7 @@ def train(
             result = _epoch_result(training, splits, phase, time.monotonic() - started)
         yield result
         if received:
-            raise KeyboardInterrupt
+            raise Stopped
 
 
 def _remaining_batches(training: Training, data: Dataset) -> Iterator[Tensor]:

@@ -9,11 +9,11 @@ from dreamsa.choices import ASCENT_SCALE
 from dreamsa.config import same_prompt
 from dreamsa.evaluation.judge import EMBEDDED, absolute_judge
 from dreamsa.guidance.prompts import check_prompt
+from dreamsa.pool import Stop, default_workers, each
 from dreamsa.presets import edit_length
 from dreamsa.runs import Run, find_run, runs_folder, slug
 from dreamsa.studies.arms import chosen_arms
 from dreamsa.studies.plans import Comparison, Recipe, keep_plan
-from dreamsa.studies.pool import Stop, default_workers, each
 from dreamsa.studies.report import write_comparison
 from dreamsa.studies.tables import summary, trial_line, write_tables
 from dreamsa.studies.trials import check_arms, run_chain

@@ -14,6 +14,7 @@ from dreamsa.evaluation.views import fixed_views, strip
 from dreamsa.files import write_json
 from dreamsa.guidance.score_model import GuidanceFailed
 from dreamsa.media import write_png
+from dreamsa.pool import Stop, default_workers, each
 from dreamsa.runs import Run
 from dreamsa.studies.distillation_plan import (
     STEPS,
@@ -26,7 +27,6 @@ from dreamsa.studies.distillation_report import write_report
 from dreamsa.studies.distillation_tables import one_line, write_results
 from dreamsa.studies.methods import chosen_methods
 from dreamsa.studies.plans import Result, result_of
-from dreamsa.studies.pool import Stop, default_workers, each
 from dreamsa.studies.subjects import chosen_colours, chosen_objects
 from dreamsa.studies.trials import newest_run, shared_judge, trained
 

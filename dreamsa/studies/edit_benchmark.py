@@ -12,6 +12,7 @@ from dreamsa.evaluation.scores import finished_scene, scores_of
 from dreamsa.evaluation.views import fixed_views, strip
 from dreamsa.files import write_json
 from dreamsa.media import write_png
+from dreamsa.pool import Stop, default_workers, each
 from dreamsa.presets import preset
 from dreamsa.settings import with_overrides
 from dreamsa.studies.arms import chosen_arms
@@ -25,7 +26,6 @@ from dreamsa.studies.plans import (
     keep_plan,
     result_of,
 )
-from dreamsa.studies.pool import Stop, default_workers, each
 from dreamsa.studies.report import write_benchmark
 from dreamsa.studies.tables import paired_tests, summary, to_json, trial_line, write_tables
 from dreamsa.studies.trials import SAVE_EVERY, newest_run, run_chain, trained

@@ -32,6 +32,7 @@ from dreamsa.guidance.prompts import ViewPrompt
 from dreamsa.guidance.score_model import ScoreModel
 from dreamsa.guidance.stable_diffusion import StableDiffusion
 from dreamsa.media import Images, write_png
+from dreamsa.pool import Stop, default_workers, each
 from dreamsa.randomness import generator_for
 from dreamsa.rendering.cameras import Cameras
 from dreamsa.rendering.volume import Image
@@ -39,7 +40,6 @@ from dreamsa.statistics import student_mean
 from dreamsa.studies.distillation_plan import DistillationBenchmark, DistillationTrial
 from dreamsa.studies.methods import method_of
 from dreamsa.studies.plans import Result, result_of
-from dreamsa.studies.pool import Stop, default_workers, each
 from dreamsa.studies.report import figure, image, interval, page, table
 from dreamsa.studies.trials import shared_judge
 from dreamsa.train import Draw, distill

@@ -22,13 +22,13 @@ from dreamsa.evaluation.views import QUARTERS, Views, fixed_views, strip
 from dreamsa.files import write_json
 from dreamsa.guidance.score_model import GuidanceFailed
 from dreamsa.media import contact_sheet, to_uint8, write_png
+from dreamsa.pool import Stop
 from dreamsa.runs import Run, list_runs
 from dreamsa.scene import Scene
 from dreamsa.settings import with_overrides
 from dreamsa.studies.arms import MODEL_ARM, Arm, arm_of
 from dreamsa.studies.controls import method_of
 from dreamsa.studies.plans import Recipe, Result, Trial, result_of, trial_folder
-from dreamsa.studies.pool import Stop
 
 SAVE_EVERY = 100
 """Steps between a trial's checkpoints: how many a killed one loses at most."""

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from tiny_model import SMALL
 
-from train_cls.compare import CONTROLS, compare, history, last_scores, table, verdict
+from train_cls.compare import CONTROLS, compare, history, table, verdict
 from train_cls.data import load_splits
 from train_cls.report import write_report
-from train_cls.run import rows
+from train_cls.run import last_scores, rows
 
 
 def test_a_comparison_shares_its_first_generation_resumes_and_reports(tmp_path):
@@ -57,7 +57,7 @@ def test_a_diverging_arm_does_not_end_the_comparison(tmp_path):
     arms, hot = ("seal", "restarts", "long"), {"restarts": {"lr": 1e30}}
     config = replace(SMALL, model="preresnet-tiny", generations=2)
     lines = list(compare(config, tmp_path / "c", arms, (0,), hot))
-    assert len(lines) == 3 and "restarts, seed 0: Training diverged" in lines[1]
+    assert len(lines) == 3 and "restarts, seed 0: Training diverged" in str(lines[1])
     assert list(compare(config, tmp_path / "c", arms, (0,), hot)) == lines  # not trained again
     assert set(table(tmp_path / "c", arms, (0,))) == {"seal", "long"}
     assert "Diverged: restarts with seed 0." in write_report(tmp_path / "c", arms, (0,)).read_text()
@@ -127,15 +127,19 @@ def test_equal_arms_seldom_differ_surely(seeds):
 
 
 def test_a_comparison_resumes_from_another_working_directory(tmp_path, monkeypatch):
-    config = replace(SMALL, data="set.npz", generations=1, epochs=1, model="preresnet-tiny")
     splits = load_splits("digits", SMALL.splits)
+    arrays = {}
+    for name, part in (("train", splits.train), ("test", splits.test)):
+        arrays |= {f"{name}_images": part.images.numpy(), f"{name}_labels": part.labels.numpy()}
+    np.savez(tmp_path / "set.npz", **arrays)
+    every = replace(SMALL.splits, validation=0, per_class=0)
+    config = replace(SMALL, data="set.npz", splits=every, generations=1, epochs=1)
+    config = replace(config, model="preresnet-tiny")
     monkeypatch.chdir(tmp_path)
-    list(compare(config, tmp_path / "c", ("normal",), (0,), load=lambda _: splits))
+    list(compare(config, tmp_path / "c", ("normal",), (0,)))
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
     absolute = replace(config, data=str(tmp_path / "set.npz"))
-    assert (
-        len(list(compare(absolute, tmp_path / "c", ("normal",), (0,), load=lambda _: splits))) == 1
-    )
-    with pytest.raises(ValueError, match="other settings"):
-        list(compare(config, tmp_path / "c", ("normal",), (0,), load=lambda _: splits))
+    assert len(list(compare(absolute, tmp_path / "c", ("normal",), (0,)))) == 1
+    with pytest.raises(ValueError, match="other settings: data is"):
+        list(compare(config, tmp_path / "c", ("normal",), (0,)))

@@ -74,9 +74,11 @@ def test_a_combination_is_a_control_if_all_are_and_from_scratch_if_any_is():
 
 
 def test_a_setting_without_effect_is_refused():
-    check_settings("seal,swa", ["anneal.scale", "anneal.average_from", "lr"])
-    with pytest.raises(ValueError, match=r"anneal.rho has no effect on seal: .* setting of sam"):
-        check_settings("seal", ["anneal.rho"])
+    check_settings(["anneal.scale", "anneal.average_from", "lr"], "seal,swa")
+    with pytest.raises(
+        ValueError, match=r"anneal.rho has no effect on seal or long: .* setting of sam"
+    ):
+        check_settings(["anneal.rho"], "seal", "long")
 
 
 def test_every_setting_of_anneal_belongs_to_a_method():
