@@ -1,6 +1,7 @@
 """Many runs in parallel processes: the trials of a comparison or a sweep. Finished ones are not run
 again, and an interrupted one resumes."""
 
+import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
@@ -86,13 +87,13 @@ class Study:
         """
         for trial in trials:
             _check_folder(trial)
-        epochs: dict[TrainConfig, int] = {}
+        epochs: dict[str, int] = {}
         for trial in trials:
-            if (config := _without_seed(trial.config)) not in epochs:
-                resolve_device(config.device)
-                splits = _splits(config.data, trial.config.splits)
+            if (kind := _without_seed(trial.config)) not in epochs:
+                resolve_device(trial.config.device)
+                splits = _splits(trial.config.data, trial.config.splits)
                 training = check(replace(trial.config, device="cpu"), splits)
-                epochs[config] = training.steps // training.setup.steps
+                epochs[kind] = training.steps // training.setup.steps
         found = {
             trial.folder: epochs[_without_seed(trial.config)]
             - (trial.first.config.epochs if trial.first else 0)
@@ -224,8 +225,9 @@ def _leaves(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]
             yield f"{prefix}{name}", value
 
 
-def _without_seed(config: TrainConfig) -> TrainConfig:
-    return replace(config, seed=0, splits=replace(config.splits, seed=0))
+def _without_seed(config: TrainConfig) -> str:
+    """All settings but the seeds, to tell kinds of trials apart."""
+    return json.dumps(to_tree(replace(config, seed=0, splits=replace(config.splits, seed=0))))
 
 
 @lru_cache(maxsize=1)
