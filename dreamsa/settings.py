@@ -185,20 +185,24 @@ def read_overrides(path: Path, config: Any) -> dict[str, Any]:
         raise ValueError(f"{path} is not {kind}: {' '.join(str(error).split())}.") from error
     if not isinstance(tree, dict):
         raise ValueError(f"{path} must hold settings by name, got {type(tree).__name__}.")
-    found, known = dict(_flat(tree, to_tree(config))), list(names_of(config))
+    found, known = flat(tree, to_tree(config)), list(names_of(config))
     for name in found:
         if name not in known and not any(one.startswith(f"{name}.") for one in known):
             raise ValueError(f"{path}: {_unknown(name, known)}")
     return found
 
 
-def _flat(tree: Mapping[str, Any], like: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    """Dotted names and values of a tree, which is nested where `like` is."""
+def flat(tree: Mapping[str, Any], like: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Values of a tree by their dotted names; if `like` is given, nested where it is."""
+    found: dict[str, Any] = {}
     for name, value in tree.items():
-        if isinstance(value, dict) and isinstance(like.get(name), dict):
-            yield from ((f"{name}.{rest}", leaf) for rest, leaf in _flat(value, like[name]))
+        section = value if like is None else like.get(name)
+        if isinstance(value, dict) and isinstance(section, dict):
+            inside = flat(value, None if like is None else section)
+            found |= {f"{name}.{rest}": leaf for rest, leaf in inside.items()}
         else:
-            yield str(name), value
+            found[str(name)] = value
+    return found
 
 
 def names_of(config: Any, prefix: str = "") -> Iterator[str]:

@@ -1,7 +1,9 @@
 import json
 from dataclasses import FrozenInstanceError, replace
+from typing import Literal
 
 import pytest
+from pydantic import Field
 
 from dreamsa.config import (
     CameraConfig,
@@ -18,7 +20,14 @@ from dreamsa.config import (
     to_json,
 )
 from dreamsa.presets import preset
-from dreamsa.settings import names_of, parse_setting, with_overrides
+from dreamsa.settings import (
+    described,
+    names_of,
+    parse_setting,
+    read_overrides,
+    settings,
+    with_overrides,
+)
 
 WRONG = [
     ("steps", 0, "steps must be greater than or equal to 1, got 0"),
@@ -196,3 +205,70 @@ def test_a_setting_is_read_as_json_where_it_can_be():
     )
     with pytest.raises(ValueError, match="A setting is written name=value"):
         parse_setting("steps")
+
+
+@settings("inner")
+class Inner:
+    rate: float = Field(default=0.1, gt=0, le=1)
+    """Learning
+    rate."""
+    kind: Literal["a", "b"] = "a"
+    """Which one."""
+
+
+@settings()
+class Outer:
+    count: int = Field(default=2, ge=1)
+    """How many."""
+    inner: Inner = Field(default_factory=Inner)
+    flag: bool = False
+    name: str | None = None
+
+
+def test_settings_are_described_by_their_docstrings_and_ranges():
+    assert list(described(Outer(count=3))) == [
+        ("count", 3, "whole number at least 1", "How many."),
+        ("inner.rate", 0.1, "number more than 0, at most 1", "Learning rate."),
+        ("inner.kind", "a", "a, b", "Which one."),
+        ("flag", False, "true, false", ""),
+        ("name", None, "text or null", ""),
+    ]
+
+
+FILES = {
+    "f.json": '{"count": 5, "inner": {"rate": 0.5}}',
+    "f.toml": "count = 5\n[inner]\nrate = 0.5\n",
+    "f.yaml": "count: 5\ninner: {rate: 0.5}\n",
+    "F.YML": "count: 5\ninner:\n  rate: 5e-1\n",
+}
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_partial_file_of_any_format_changes_what_it_names(tmp_path, name):
+    (tmp_path / name).write_text(FILES[name])
+    found = with_overrides(Outer(flag=True), read_overrides(tmp_path / name, Outer()))
+    assert found == Outer(count=5, inner=Inner(rate=0.5), flag=True)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "says"),
+    [
+        ("f.json", '{"inner": {"rat": 1}}', "no setting 'inner.rat'. Did you mean inner.rate"),
+        ("f.toml", "cont = 1", "no setting 'cont'. Did you mean count?"),
+        ("f.yaml", "inner: {kind: {x: 1}}", "inner.kind must be 'a' or 'b'"),
+        ("f.yaml", "inner: 3", "inner must be"),
+        ("f.yaml", "- count", "must hold settings by name, got list"),
+        ("f.yaml", "", "must hold settings by name, got NoneType"),
+        ("f.yaml", "a: [", "is not YAML"),
+        ("f.toml", "count = ", "is not TOML"),
+        ("f.json", "{", "is not JSON"),
+        ("f.ini", "count = 1", "must end in .json, .toml, .yaml, .yml"),
+        ("none.json", None, "cannot be read: No such file"),
+    ],
+)
+def test_a_wrong_file_is_one_sentence(tmp_path, name, text, says):
+    if text is not None:
+        (tmp_path / name).write_text(text)
+    with pytest.raises(ValueError) as error:
+        with_overrides(Outer(), read_overrides(tmp_path / name, Outer()))
+    assert says in str(error.value) and "\n" not in str(error.value)

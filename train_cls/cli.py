@@ -558,7 +558,6 @@ def main(arguments: list[str] | None = None) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(141) from None
     except KeyboardInterrupt:
-        print("Stopped.", file=sys.stderr)
         raise SystemExit(130) from None
     except (ValueError, RuntimeError, OSError, ImportError, ArithmeticError) as error:
         if debug:

@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from dreamsa.files import write_atomic, write_json
+from dreamsa.files import write_atomic
 from dreamsa.settings import to_tree, with_overrides
 from dreamsa.statistics import PairedDifference, detectable_difference, holm, paired_difference
 from train_cls import methods
@@ -45,7 +45,7 @@ def plan_comparison(
     seeds: Sequence[int] = range(3),
     changes: dict[str, dict[str, Any]] | None = None,
 ) -> Study:
-    """Check a comparison and write FOLDER/comparison.json; arms and seeds may be added later.
+    """Check a comparison, which FOLDER/comparison.json records; arms and seeds may be added later.
 
     Args:
         arms: Methods. "METHOD@NAME" trains a method again with other settings.
@@ -73,10 +73,7 @@ def plan_comparison(
             trials.append(
                 Trial(run, _seeded(own[arm], seed), (("arm", arm), ("seed", seed)), first)
             )
-    study = Study.checked(trials)
-    folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / PLAN, plan)
-    return study
+    return Study.checked(trials, (folder / PLAN, plan))
 
 
 def _config_of(arm: str, config: TrainConfig, changes: dict[str, Any]) -> TrainConfig:

@@ -31,18 +31,23 @@ class Count(NamedTuple):
 
 
 class Clock:
-    """Estimates the time left from what was done since the first count that it saw."""
+    """Estimates the time left from the pace since the first thing was done, so that the start of
+    processes and the reading of data do not count."""
 
     def __init__(self, now: Callable[[], float] = time.monotonic) -> None:
-        self.now, self.first = now, (0.0, 0.0)
-
-    def start(self, done: float) -> None:
-        self.first = (self.now(), done)
+        self.now = now
+        self.seen: float | None = None
+        self.first: tuple[float, float] | None = None
 
     def left(self, count: Count) -> float | None:
-        """Seconds; None until something has been done."""
+        """Seconds; None until the pace is known."""
+        if self.first is None:
+            if self.seen is not None and count.done > self.seen:
+                self.first = (self.now(), count.done)
+            self.seen = count.done
+            return None
         began, before = self.first
-        if count.done <= before or not began:
+        if count.done <= before:
             return None
         return (self.now() - began) * (count.total - count.done) / (count.done - before)
 
@@ -82,7 +87,7 @@ class Meter:
         self.count: Callable[[], Count] | None = None
 
     def watch(self, count: Callable[[], Count]) -> None:
-        self.clock.start(count().done)
+        self.clock.left(count())
         self.count = count
 
     def line(self) -> str:
@@ -117,9 +122,12 @@ class Meter:
             thread.join()
 
     def _lines(self, ended: threading.Event) -> None:
-        while not ended.wait(self.every):
-            if line := self.line():
+        printed = time.monotonic()
+        while not ended.wait(min(self.every, 1.0)):
+            line = self.line()
+            if line and time.monotonic() - printed >= self.every:
                 self.console.print(line)
+                printed = time.monotonic()
 
     def _bar(self) -> Table:
         row = Table.grid(padding=(0, 2))

@@ -11,17 +11,19 @@ from typing import Any
 import numpy as np
 
 from dreamsa.files import write_atomic
+from dreamsa.settings import flat, to_tree
 from dreamsa.statistics import student_mean
 from train_cls.compare import history, is_control, table, verdict, write_csv
+from train_cls.config import TrainConfig, read
 from train_cls.forgetting import ACCURACY, DISTANCE, FORGOTTEN
-from train_cls.run import diverged, scores_of
+from train_cls.run import diverged, is_finished, scores_of
 
 STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; color: #1b1b1f; background: #fff }
-body { max-width: 64rem; margin: 2rem auto; padding: 0 1rem }
+body { max-width: 72rem; margin: 2rem auto; padding: 0 1rem }
 h1 { font-size: 1.6rem } h2 { font-size: 1.15rem; margin: 2rem 0 .2rem }
 svg { width: 100%; height: auto; display: block }
-table { border-collapse: collapse; margin: 1.5rem 0; width: 100% }
+table { border-collapse: collapse; margin: 1rem 0; min-width: 50% }
 table { font-variant-numeric: tabular-nums }
 td, th { padding: .25rem .5rem; font-size: .95rem; text-align: right; white-space: nowrap }
 th { border-bottom: 2px solid #d5d5de; font-weight: 600 }
@@ -30,6 +32,7 @@ tr:nth-child(even) td { background: #f6f6f9 }
 tr.claimed td { background: #e6eeff; font-weight: 600 }
 .claim { font-size: 1.2rem; padding: .8rem 1rem; background: #eef3ff }
 .claim { border-left: .3rem solid #2f5bd0 } .note { color: #55555f; font-size: .9rem }
+.wide { overflow-x: auto }
 """
 COLOURS = ("#d9541e", "#2a9d4a", "#8e44ad", "#0e8fa8", "#b5a100", "#c2185b", "#6d4c41", "#5c6b7a")
 STYLES = ("-", "--", ":")
@@ -57,18 +60,24 @@ def write_report(
     write_csv(scores, folder / "scores.csv", score)
     answer = verdict(scores, arm)
     other = {name: table(folder, arms, seeds, name) for name in ("test nll", "test ece")}
+    scores = _by_difference(scores, answer)
     parts = [
         f"<h1>Comparison: {html.escape(folder.name)}</h1>",
         f'<p class="claim">{html.escape(answer["claim"])}</p>',
-        _score_table(scores, answer, arm, score, other),
+        _score_table(scores, answer, arm, score, other, _seconds(folder, scores)),
+        _forest(answer, scores, arm),
         _diverged(folder, arms, seeds),
-        _ascents(folder, scores),
+        _unfinished(folder, arms, seeds),
         '<p class="note">Scores are of the last epoch. All arms of a seed compute the same number '
         "of gradients (sam two per step, hence half the generations; normal one generation). All "
         "except those trained from scratch share their first generation. Differences are paired "
         "over common seeds; intervals are Student's, of 95 %; p-values are of paired t-tests, "
         "adjusted for the number of arms (Holm). * a control: the claim is about the best of them"
-        f"{_choice(answer)}.</p>"
+        f"{_choice(answer)}. Seconds are of training one run, shared generations included and "
+        "evaluation left out; runs side by side slow each other.</p>",
+        _ascents(folder, scores),
+        _seed_table(scores, arm, score),
+        _settings(folder, scores),
         f"<h2>{score.capitalize()} after each generation</h2>",
         _plot(_by_generation(folder, scores, score), arm, "generation", f"{score}, %"),
     ]
@@ -101,43 +110,106 @@ def _choice(answer: dict[str, Any]) -> str:
     return f", chosen with seed {', '.join(seeds)} and judged with the others" if seeds else ""
 
 
+def _by_difference(
+    scores: dict[str, dict[str, float]], answer: dict[str, Any]
+) -> dict[str, dict[str, float]]:
+    """The arms by their paired difference, which is fair to arms with fewer seeds."""
+    differences = answer.get("differences", {})
+
+    def difference(arm: str) -> float:
+        return differences[arm]["mean"] if arm in differences else 0.0
+
+    return {arm: scores[arm] for arm in sorted(scores, key=difference)}
+
+
+def _seconds(folder: Path, scores: dict[str, dict[str, float]]) -> dict[str, float]:
+    """Mean seconds of training, by arm."""
+    return {
+        arm: float(
+            np.mean([sum(row["seconds"] for row in history(folder, arm, seed)) for seed in by_seed])
+        )
+        for arm, by_seed in scores.items()
+    }
+
+
+def _table(head: Sequence[str], lines: Iterable[str]) -> str:
+    cells = "".join(f"<th>{html.escape(name)}</th>" for name in head)
+    return f'<div class="wide"><table><tr>{cells}</tr>{"".join(lines)}</table></div>'
+
+
+def _row(arm: str, cells: Iterable[str], claimed: bool) -> str:
+    """A row of a table whose first column names the arm, controls with a star."""
+    mark, name = ' class="claimed"' if claimed else "", html.escape(arm)
+    star = " *" if is_control(arm) else ""
+    return f"<tr{mark}><td>{name}{star}</td>{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>"
+
+
 def _score_table(
     scores: dict[str, dict[str, float]],
     answer: dict[str, Any],
     arm: str,
     score: str,
     other: dict[str, dict[str, dict[str, float]]],
+    seconds: dict[str, float],
 ) -> str:
-    """One row per arm, sorted by the paired difference, which is fair to arms with fewer seeds."""
-    lines = [
-        f"<table><tr><th>arm</th><th>seeds</th><th>{score}, %</th><th>95 %</th>"
-        f"<th>{html.escape(arm)} minus it</th><th>95 %</th><th>p</th><th>wins</th>"
-        "<th>NLL</th><th>ECE</th></tr>"
-    ]
-    differences = answer.get("differences", {})
-
-    def difference(name: str) -> float:
-        return differences[name]["mean"] if name in differences else 0.0
-
-    for name, by_seed in sorted(scores.items(), key=lambda item: difference(item[0])):
+    """One row per arm: its score, the paired difference, and what it costs."""
+    lines = []
+    for name, by_seed in scores.items():
         own = student_mean(list(by_seed.values()))
-        d = differences.get(name)
-        versus = "<td></td>" * 4
+        d = answer.get("differences", {}).get(name)
+        versus = [""] * 4
         if d is not None:
             wins = f"{d['wins']}/{d['count']}"
-            cells = f"{100 * d['mean']:+.2f}", _interval(d, "+"), f"{d['p_holm']:.3f}", wins
-            versus = "".join(f"<td>{cell}</td>" for cell in cells)
-        more = "".join(
-            f"<td>{np.mean(list(found[name].values())):.3f}</td>" if name in found else "<td></td>"
+            p = "" if d["p_holm"] != d["p_holm"] else f"{d['p_holm']:.3f}"
+            versus = [f"{100 * d['mean']:+.2f}", _interval(d, "+"), p, wins]
+        more = [
+            f"{np.mean(list(found[name].values())):.3f}" if name in found else ""
             for found in other.values()
-        )
-        score_cells = f"<td>{100 * own.mean:.2f}</td><td>{_interval(own._asdict())}</td>"
-        cells = f"<td>{len(by_seed)}</td>{score_cells}{versus}{more}"
-        mark = ' class="claimed"' if name == arm else ""
+        ]
+        mean = [str(len(by_seed)), f"{100 * own.mean:.2f}", _interval(own._asdict())]
         lines.append(
-            f"<tr{mark}><td>{html.escape(name)}{' *' if is_control(name) else ''}</td>{cells}</tr>"
+            _row(name, [*mean, *versus, *more, f"{seconds[name]:,.0f}"], claimed=name == arm)
         )
-    return "".join(lines) + "</table>"
+    head = ["arm", "seeds", f"{score}, %", "95 %", f"{arm} minus it", "95 %", "p", "wins"]
+    return _table([*head, "NLL", "ECE", "seconds"], lines)
+
+
+def _seed_table(scores: dict[str, dict[str, float]], arm: str, score: str) -> str:
+    """One row per arm, one column per seed."""
+    seeds = sorted({seed for by_seed in scores.values() for seed in by_seed}, key=int)
+    lines = [
+        _row(
+            name,
+            [f"{100 * by_seed[seed]:.2f}" if seed in by_seed else "" for seed in seeds],
+            claimed=name == arm,
+        )
+        for name, by_seed in scores.items()
+    ]
+    title = f"<h2>{score.capitalize()} of every seed, %</h2>"
+    return title + _table(["arm", *(f"seed {seed}" for seed in seeds)], lines)
+
+
+def _settings(folder: Path, scores: dict[str, dict[str, float]]) -> str:
+    """Settings in which the arms differ from each other, and the shared ones from the defaults."""
+    runs = {
+        arm: flat(to_tree(read(folder / arm / f"seed-{min(by_seed, key=int)}" / "config.json")))
+        for arm, by_seed in scores.items()
+    }
+    default = flat(to_tree(TrainConfig()))
+    names = [name for name in default if name not in ("method", "seed", "splits.seed")]
+    own = [name for name in names if len({repr(run[name]) for run in runs.values()}) > 1]
+    lines = [
+        _row(arm, [html.escape(str(run[name])) for name in own], False) for arm, run in runs.items()
+    ]
+    shared = next(iter(runs.values()))
+    rest = [
+        f"{name} = {shared[name]}"
+        for name in names
+        if name not in own and shared[name] != default[name]
+    ]
+    text = f"Settings of all arms that are not the defaults: {'; '.join(rest) or 'none'}."
+    note = f'<p class="note">{html.escape(text)}</p>'
+    return "<h2>Settings</h2>" + (_table(["arm", *own], lines) if own else "") + note
 
 
 def _diverged(folder: Path, arms: Sequence[str], seeds: Sequence[int]) -> str:
@@ -150,6 +222,17 @@ def _diverged(folder: Path, arms: Sequence[str], seeds: Sequence[int]) -> str:
     return f'<p class="claim">Diverged: {"; ".join(words)}.</p>' if words else ""
 
 
+def _unfinished(folder: Path, arms: Sequence[str], seeds: Sequence[int]) -> str:
+    """How many runs are still missing from the table."""
+    count = sum(
+        not is_finished(run) and diverged(run) is None
+        for arm in arms
+        for run in (folder / arm / f"seed-{seed}" for seed in seeds)
+    )
+    words = f"Unfinished: {count} of {len(arms) * len(seeds)} runs; the same command resumes them."
+    return f'<p class="claim">{words}</p>' if count else ""
+
+
 def _ascents(folder: Path, scores: dict[str, dict[str, float]]) -> str:
     """What the ascents did, by arm, with a sentence about those that made nothing forgotten."""
     lines, kept = [], []
@@ -158,10 +241,10 @@ def _ascents(folder: Path, scores: dict[str, dict[str, float]]) -> str:
         if not ends:
             continue
         accuracies = [row[ACCURACY] for row in ends]
-        distance = np.mean([row[DISTANCE] for row in ends])
-        numbers = f"{100 * np.mean(accuracies):.1f}</td><td>{100 * max(accuracies):.1f}"
-        cells = f"{len(ends)}</td><td>{numbers}</td><td>{100 * distance:.2f}"
-        lines.append(f"<tr><td>{html.escape(name)}</td><td>{cells}</td></tr>")
+        forgot = sum(accuracy <= FORGOTTEN for accuracy in accuracies)
+        means = [np.mean(accuracies), max(accuracies), np.mean([row[DISTANCE] for row in ends])]
+        numbers = [f"{100 * value:.1f}" for value in means[:2]] + [f"{100 * means[2]:.2f}"]
+        lines.append(_row(name, [f"{forgot} of {len(ends)}", *numbers], False))
         if np.mean(accuracies) > FORGOTTEN:
             kept.append(name)
     if not lines:
@@ -173,12 +256,9 @@ def _ascents(folder: Path, scores: dict[str, dict[str, float]]) -> str:
         if kept
         else ""
     )
-    head = "<th>ascents</th><th>training accuracy after them, %</th><th>highest</th>"
-    return (
-        "<h2>What the ascents did</h2>"
-        f"<table><tr><th>arm</th>{head}<th>|dw|/|w| of their layers, %</th></tr>"
-        f"{''.join(lines)}</table>{note}"
-    )
+    head = ["arm", "ascents that forgot", "training accuracy after them, %", "highest"]
+    table = _table([*head, "|dw|/|w| of their layers, %"], lines)
+    return f"<h2>What the ascents did</h2>{table}{note}"
 
 
 def _interval(d: dict[str, Any], sign: str = "") -> str:
@@ -226,13 +306,9 @@ def _plot(
     curves: dict[str, Curve], arm: str, x: str, y: str, bands: Iterable[int] = (), log: bool = False
 ) -> str:
     """SVG with one line per arm, the claimed one on top, and shaded ascents."""
-    import matplotlib
-
-    matplotlib.use("svg")
-    import matplotlib.pyplot as plt
     from matplotlib.ticker import MaxNLocator
 
-    figure, axes = plt.subplots(figsize=(9.6, 3.9), layout="constrained")
+    figure, axes = _figure(3.9)
     for epoch in bands:
         axes.axvspan(epoch - 1, epoch, color=CLAIMED, alpha=0.08, linewidth=0)
     for i, (name, (xs, ys)) in enumerate(curves.items()):
@@ -263,9 +339,46 @@ def _plot(
     axes.grid(alpha=0.25, linewidth=0.6)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
+    return _svg(figure)
+
+
+def _forest(answer: dict[str, Any], scores: dict[str, dict[str, float]], arm: str) -> str:
+    """SVG of the paired differences and their intervals, one line per arm; empty without any."""
+    differences = {
+        name: answer["differences"][name]
+        for name in scores
+        if name in answer.get("differences", {})
+        and answer["differences"][name]["low"] == answer["differences"][name]["low"]
+    }
+    if not differences:
+        return ""
+    figure, axes = _figure(0.9 + 0.28 * len(differences))
+    for height, d in enumerate(reversed(differences.values())):
+        low, mean, high = (100 * d[key] for key in ("low", "mean", "high"))
+        colour = CLAIMED if low > 0 or high < 0 else "#8a8a94"
+        axes.plot([low, high], [height, height], color=colour, linewidth=2)
+        axes.plot(mean, height, "o", color=colour, markersize=5)
+    names = [f"{name}{' *' if is_control(name) else ''}" for name in reversed(differences)]
+    axes.set_yticks(range(len(names)), names)
+    axes.set_ylim(-0.7, len(names) - 0.3)
+    axes.axvline(0, color="#1b1b1f", linewidth=0.8)
+    axes.set_xlabel(f"{arm} minus the arm, points, with 95 % intervals")
+    axes.grid(axis="x", alpha=0.25, linewidth=0.6)
+    axes.spines[["top", "right", "left"]].set_visible(False)
+    return _svg(figure)
+
+
+def _figure(height: float) -> tuple[Any, Any]:
+    """A figure without pyplot, whose backend is the caller's affair."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9.6, height), layout="constrained")
+    return figure, figure.add_subplot()
+
+
+def _svg(figure: Any) -> str:
     buffer = io.StringIO()
     figure.savefig(
         buffer, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None}
     )
-    plt.close(figure)
     return buffer.getvalue()[buffer.getvalue().index("<svg") :]

@@ -8,7 +8,7 @@ import os
 import secrets
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from importlib.util import find_spec
+from importlib import import_module
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -25,12 +25,14 @@ class Log(Protocol):
 
 
 def check_trackers(names: Sequence[TrackerName]) -> None:
-    """Raise a ValueError if the package of a tracker is not installed."""
+    """Raise a ValueError if the package of a tracker cannot be imported."""
     for name in names:
-        if find_spec(name) is None:
+        try:
+            import_module(name)
+        except ImportError as error:
             raise ValueError(
-                f"--track {name} needs the package {name}: pip install 'dreamsa[{name}]'."
-            )
+                f"--track {name} needs a package ({error}): pip install 'dreamsa[{name}]'."
+            ) from error
 
 
 def recorded_trackers(folder: Path) -> tuple[TrackerName, ...]:

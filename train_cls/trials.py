@@ -12,7 +12,7 @@ from dreamsa import checkpoint
 from dreamsa.device import available_cores, resolve_device
 from dreamsa.files import write_json
 from dreamsa.pool import Stop, default_workers, each
-from dreamsa.settings import to_tree
+from dreamsa.settings import flat, to_tree
 from train_cls.config import DataConfig, TrackerName, TrainConfig, read
 from train_cls.data import Splits, load_splits
 from train_cls.run import (
@@ -77,9 +77,11 @@ class Study:
     trials: tuple[Trial, ...]
     epochs: dict[Path, int]
     """Number of epochs of each trial, by its folder."""
+    record: tuple[Path, Any] | None = None
+    """A JSON file that describes the study, and its content; written before the first run."""
 
     @classmethod
-    def checked(cls, trials: Sequence[Trial]) -> "Study":
+    def checked(cls, trials: Sequence[Trial], record: tuple[Path, Any] | None = None) -> "Study":
         """Build the network and rules of every distinct trial, before any folder is made.
 
         Raises:
@@ -99,7 +101,7 @@ class Study:
             - (trial.first.config.epochs if trial.first else 0)
             for trial in trials
         }
-        return cls(tuple(trials), found)
+        return cls(tuple(trials), found, record)
 
     def run(
         self,
@@ -130,6 +132,10 @@ class Study:
         workers = workers or default_workers(on_gpu)
         threads = threads or (max(available_cores() // workers, 1) if on_gpu else 1)
         check_trackers(track)
+        if self.record is not None:
+            path, content = self.record
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_json(path, content)
         due = [trial for trial in self.trials if not trial.has_ended]
         for trial in self.trials:
             if trial not in due and trial.facts:
@@ -209,20 +215,12 @@ def _check_folder(trial: Trial) -> None:
 def difference(found: TrainConfig, wanted: TrainConfig) -> str:
     """The first setting in which a study on disk differs from the wanted one, and what to do; empty
     if none does."""
-    before, now = (dict(_leaves(to_tree(config))) for config in (found, wanted))
+    before, now = (flat(to_tree(config)) for config in (found, wanted))
     for name, value in now.items():
         if before[name] != value:
             text = f"{name} is {before[name]!r} in it and {value!r} here."
             return f"{text} Choose another folder."
     return ""
-
-
-def _leaves(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for name, value in tree.items():
-        if isinstance(value, dict):
-            yield from _leaves(value, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", value
 
 
 def _without_seed(config: TrainConfig) -> str:

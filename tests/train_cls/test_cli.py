@@ -64,6 +64,10 @@ def test_the_command_line_trains_evaluates_and_probes(tmp_path):
         ("compare {}/x --tune sael:lr=0.2", "no arm 'sael' to tune"),
         ("sweep {}/x seed 3 4", "give the seeds by --seeds"),
         ("sweep {}/x anneal.tolerance 0.1 -- -3", "anneal.tolerance must be greater than or equal"),
+        ("train {}/x --config {}/none.toml", "cannot be read: No such file"),
+        ("compare {}/x --arms seal seel", "Did you mean seal"),
+        ("compare {}/x --workers 0", "workers must lie in [1, 1024], got 0"),
+        ("sweep {}/x model resnet18 resnet19", "resnet18"),
         ("evaluate {}/none", "config.json"),
         ("resume {}", "config.json"),
     ],
@@ -86,18 +90,101 @@ def test_flags_and_settings_reach_the_configuration(capsys):
     assert (config["seed"], config["splits"]["seed"], config["splits"]["size"]) == (4, 4, 16)
 
 
+def names(app, prefix=()):
+    """The words of every command."""
+    for name in app:
+        if not name.startswith("-"):
+            inner = list(names(app[name], (*prefix, name)))
+            yield from inner or [(*prefix, name)]
+
+
+COMMANDS = list(names(cli.app))
+
+
+@pytest.mark.parametrize("words", COMMANDS, ids=" ".join)
+def test_every_command_and_flag_has_a_help_text(words):
+    app = cli.app
+    for word in words:
+        app = app[word]
+    assert app.help
+    for argument in app.assemble_argument_collection(parse_docstring=True):
+        assert argument.parameter.help or argument.children, argument.name
+        assert argument.children or argument.parameter.help.endswith("."), argument.name
+
+
+def test_flags_override_a_file_which_overrides_the_preset(tmp_path, capsys):
+    path = tmp_path / "own.toml"
+    path.write_text(
+        'lr = 0.3\nbatch = 8\nseed = 5\nmethod = "long"\nwarmup = 2\n[splits]\nsize = 9\n'
+    )
+    words = f"train x --dry-run --preset seal-code --config {path} --batch 4 --set splits.size=7"
+    with pytest.raises(SystemExit) as left:
+        cli.main(f"{words} --epochs 3".split())
+    assert not left.value.code
+    config = json.loads(capsys.readouterr().out)
+    assert (config["lr"], config["batch"], config["splits"]["size"]) == (0.3, 4, 7)
+    assert (config["seed"], config["method"], config["model"]) == (5, "long", "resnet50")
+    path.write_text(json.dumps(config))
+    copy = path.rename(tmp_path / "config.json")
+    with pytest.raises(SystemExit):
+        cli.main(["train", "x", "--dry-run", "--config", str(copy)])
+    assert json.loads(capsys.readouterr().out) == config
+
+
+def test_settings_lists_every_setting_as_it_is(capsys):
+    with pytest.raises(SystemExit) as left:
+        cli.main(["settings", "--json", "--preset", "paper", "--lr", "0.3"])
+    assert not left.value.code
+    rows = {row["name"]: row for row in map(json.loads, capsys.readouterr().out.splitlines())}
+    assert rows["lr"]["value"] == 0.3 and rows["lr"]["allowed"] == "number more than 0"
+    assert rows["optimizer"]["allowed"] == "sgd, adam, adamw, adagrad, rmsprop"
+    assert rows["splits.per_class"]["text"].startswith("Training images per class")
+
+
+def test_comparisons_and_sweeps_print_lines_of_json(tmp_path, capsys):
+    flags = "--workers 1 --json --model preresnet-tiny --per-class 5 --batch 20 --epochs 1"
+    commands = [
+        f"compare {tmp_path}/c --arms seal long --seeds 1 --generations 2 {flags}",
+        f"sweep {tmp_path}/s lr 0.05 0.1 --generations 1 {flags}",
+    ]
+    found = []
+    for words in commands:
+        with pytest.raises(SystemExit) as left:
+            cli.main(words.split())
+        assert not left.value.code
+        printed = capsys.readouterr()
+        assert printed.err == ""
+        found.append([json.loads(line) for line in printed.out.splitlines()])
+    (seal, long, last), (*runs, final) = found
+    assert (seal["arm"], long["arm"], seal["seed"]) == ("seal", "long", 0)
+    assert 0 <= long["test accuracy"] <= 1 and long["epochs"] == 2
+    assert "one seed" in last["verdict"]["claim"] and last["report"].endswith("report.html")
+    assert last["verdict"]["differences"]["long"]["low"] is None, "no NaN in JSON"
+    assert [row["lr"] for row in runs] == [row["lr"] for row in final["summary"]] == [0.05, 0.1]
+
+
+def test_an_interrupted_evaluation_does_not_speak_of_comparisons(monkeypatch, capsys):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(api, "evaluate", interrupted)
+    with pytest.raises(SystemExit) as left:
+        cli.main(["evaluate", "run"])
+    assert (left.value.code, capsys.readouterr().err) == (130, "")
+
+
 def test_an_error_ends_the_command_with_exit_code_one(tmp_path):
     done = command("resume {}", tmp_path)
     assert done.returncode == 1 and "config.json" in done.stderr and done.stderr.count("\n") == 1
 
 
 def test_an_interrupted_run_prints_a_quoted_command_to_resume(tmp_path, capsys):
-    def results():
+    def results(started):
         raise KeyboardInterrupt
         yield
 
     with pytest.raises(SystemExit) as left:
-        cli._follow(results(), tmp_path / "my run", False)
+        cli._follow(results, tmp_path / "my run", False)
     assert left.value.code == 130
     assert f"train-cls resume '{tmp_path}/my run'" in capsys.readouterr().err
 

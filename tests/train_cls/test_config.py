@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from dreamsa.settings import from_tree, to_tree, with_overrides
+from dreamsa.settings import described, from_tree, names_of, to_tree, with_overrides
 from train_cls.bench import BenchConfig
 from train_cls.config import (
     PRESETS,
@@ -112,6 +112,14 @@ def test_an_unknown_name_is_one_sentence_from_constructor_json_and_override(cls)
 def test_the_nearest_names_are_suggested():
     assert "anneal.scale" in message_of(with_overrides, TrainConfig(), {"anneal.scal": 1})
     assert "anneal.scale" in message_of(from_tree, TrainConfig, {"anneal": {"scal": 1}})
+
+
+def test_every_setting_has_a_sentence_and_a_range():
+    found = list(described(TrainConfig()))
+    assert [setting.name for setting in found] == list(names_of(TrainConfig()))
+    for setting in found:
+        assert setting.allowed and setting.text.endswith("."), setting
+        assert setting.text[0] in f'"{setting.text[0].upper()}' or setting.name == "device", setting
 
 
 @pytest.mark.parametrize("name", PRESETS)

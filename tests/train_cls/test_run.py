@@ -14,9 +14,10 @@ from dreamsa import checkpoint
 from dreamsa.settings import from_tree, to_tree, with_overrides
 from train_cls import api
 from train_cls import train as train_module
-from train_cls.config import TrainConfig
+from train_cls.config import TrainConfig, read
 from train_cls.data import load_splits
-from train_cls.run import continue_run, new_run, rows
+from train_cls.methods import METHODS
+from train_cls.run import SPAN_THE_RUN, continue_run, new_run, rows
 from train_cls.train import new_training, train
 
 QUICK = replace(SMALL, model="preresnet-tiny", generations=2)
@@ -103,6 +104,64 @@ def test_an_interrupt_saves_after_its_step_and_resumes_exactly(tmp_path, monkeyp
     assert [r["epoch"] for r in rows(tmp_path / "part")] == [1, 2, 3, 4]
     for one, other in zip(rows(tmp_path / "whole"), rows(tmp_path / "part"), strict=True):
         assert one["loss"] == other["loss"] and one["accuracy"] == other["accuracy"]
+
+
+def test_a_second_interrupt_saves_no_half_done_step(tmp_path, monkeypatch):
+    def interrupted(*arguments, **named):
+        raise KeyboardInterrupt  # as the second one does, wherever it comes
+
+    run = new_run(tmp_path / "run", QUICK)
+    train_until(run, 1)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(train_module, "loss_of", interrupted)
+        list(api.resume(run))
+    assert [path.name for path in (run / "checkpoints").glob("[0-9]*")] == ["00000005"]
+
+
+EXTENDED = ["seal", "seal-reinit", "imp", "ban", "distancing"]
+
+
+def check_extension(tmp_path: Path, method: str) -> None:
+    config = replace(QUICK, method=method, epochs=1, generations=3)
+    list(api.train(config, tmp_path / "whole"))
+    part = tmp_path / "part"
+    list(api.train(replace(config, generations=2), part))
+    before = {path: path.read_bytes() for path in (part / "generations").rglob("*.safetensors")}
+    assert [result.epoch for result in api.resume(part, 3)] == [3]
+    assert torch.equal(last_weights(tmp_path / "whole"), last_weights(part))
+    assert {path: path.read_bytes() for path in before} == before
+    for one, other in zip(rows(tmp_path / "whole"), rows(part), strict=True):
+        assert {**one, "seconds": 0} == {**other, "seconds": 0}
+    assert read(part / "config.json") == config
+    record = json.loads((part / "extensions.json").read_text())
+    assert record == [{"generations": 2, "epochs": 2}]
+    assert list(api.resume(part, 3)) == [], "the same command again does nothing"
+
+
+@pytest.mark.parametrize("method", EXTENDED)
+def test_an_extended_run_is_a_longer_run(tmp_path, method):
+    check_extension(tmp_path, method)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", sorted({*METHODS} - SPAN_THE_RUN - {*EXTENDED}))
+def test_extended_runs_of_all_other_methods_are_longer_runs(tmp_path, method):
+    check_extension(tmp_path, method)
+
+
+@pytest.mark.parametrize(
+    ("method", "generations", "says"),
+    [
+        ("long", 3, "A run of long cannot be extended: its schedule spans all generations"),
+        ("seal", 1, "has 2 generations; --generations must be more, got 1"),
+    ],
+)
+def test_what_cannot_be_extended_is_refused_and_stays(tmp_path, method, generations, says):
+    run = new_run(tmp_path / "run", replace(QUICK, method=method))
+    before = {path: path.read_bytes() for path in run.iterdir()}
+    with pytest.raises(ValueError, match=says):
+        api.resume(run, generations)
+    assert {path: path.read_bytes() for path in run.iterdir()} == before
 
 
 def test_a_run_that_was_killed_before_its_first_checkpoint_begins_again(tmp_path):
