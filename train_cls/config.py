@@ -114,6 +114,10 @@ class AugmentConfig:
     """alpha of cutmix; 0 is off."""
     erase: float = Field(default=0.0, ge=0, le=1)
     """Probability that a rectangle of an image is replaced by noise (random erasing)."""
+    operations: int = Field(default=0, ge=0, le=14)
+    """RandAugment: operations per image; 0 is off, 2 as in the paper."""
+    magnitude: float = Field(default=9.0, ge=0, le=10)
+    """RandAugment: their strength."""
 
 
 @settings()

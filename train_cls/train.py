@@ -29,7 +29,16 @@ from dreamsa.randomness import generator_for, seed_for
 from dreamsa.signals import held_interrupts
 from train_cls.averaging import Average, exponential_average
 from train_cls.config import OptimizerName, TrainConfig
-from train_cls.data import Dataset, Splits, augment, batch_order, channel_stats, erase, mix
+from train_cls.data import (
+    Dataset,
+    Splits,
+    augment,
+    batch_order,
+    channel_stats,
+    erase,
+    mix,
+    rand_augment,
+)
 from train_cls.evaluate.metrics import predict, scores
 from train_cls.forgetting import Forgetting, norm
 from train_cls.groups import split_groups
@@ -454,14 +463,7 @@ def train(
                 rng = generator_for(config.seed, training.batches, "augment", device)
                 phase = training.annealer.phase
                 images = augment(data.images[index], rng, config.flip, config.pad)
-                images = erase(images, rng, config.augment.erase)
-                images, labels = mix(
-                    images,
-                    data.labels[index],
-                    training.setup.classes,
-                    config.augment,
-                    generator_for(config.seed, training.batches, "mix"),
-                )
+                images, labels = _augmented(training, images, data.labels[index], rng)
                 train_step(training, images[part], labels[part], processes)
             if processes.count > 1:
                 _average_buffers_(training.model, processes)
@@ -469,6 +471,18 @@ def train(
         yield result
         if received:
             raise Stopped
+
+
+def _augmented(
+    training: Training, images: Tensor, labels: Tensor, rng: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """The configured augmentation beyond crops and flips, in timm's order."""
+    config, seed, batch = training.config.augment, training.config.seed, training.batches
+    if config.operations:
+        draws = generator_for(seed, batch, "rand augment")
+        images = rand_augment(images, draws, config.operations, config.magnitude)
+    images = erase(images, rng, config.erase)
+    return mix(images, labels, training.setup.classes, config, generator_for(seed, batch, "mix"))
 
 
 def _remaining_batches(training: Training, data: Dataset) -> Iterator[Tensor]:

@@ -116,7 +116,7 @@ def test_the_loss_of_mixed_labels_is_the_mixture_of_losses():
 
 def test_a_run_with_every_augmentation_resumes_bit_for_bit(tmp_path):
     splits = load_splits("digits", SMALL.splits)
-    augmented = AugmentConfig(mixup=0.2, cutmix=1.0, erase=0.5)
+    augmented = AugmentConfig(mixup=0.2, cutmix=1.0, erase=0.5, operations=2)
     config = replace(SMALL, model="preresnet-tiny", augment=augmented, generations=1, epochs=4)
     whole = new_training(config, splits.train)
     losses = [result.loss for result in train(whole, splits)]

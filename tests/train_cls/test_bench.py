@@ -1,6 +1,7 @@
 """The benchmark interleaves its measurements. Speeds are not asserted."""
 
 import time
+from importlib.util import find_spec
 
 import pytest
 import torch
@@ -31,18 +32,21 @@ def test_process_time_is_measured_and_not_waiting():
     assert contest.seconds["sleep"] < 0.01
 
 
-def test_both_contests_run_on_a_small_network():
-    step, epoch = bench(
-        BenchConfig(
-            "preresnet-tiny", classes=10, channels=1, size=8, batch=4, rounds=1, device="cpu"
-        )
+def test_all_contests_run_on_a_small_network():
+    config = BenchConfig(
+        "preresnet-tiny", classes=10, channels=1, size=8, batch=4, rounds=1, device="cpu"
     )
+    step, epoch, *recipe = bench(config)
     assert set(step["of a plain step"]) == {"mounted", "ascend"} and set(
         epoch["of a bare loop's throughput"]
     ) == {"train-cls"}
     assert all(
-        value > 0 for facts in (step, epoch) for group in facts.values() for value in group.values()
+        value > 0
+        for facts in (step, epoch, *recipe)
+        for group in facts.values()
+        for value in group.values()
     )
+    assert len(recipe) == (find_spec("timm") is not None)
 
 
 def test_nonsense_is_refused():

@@ -8,6 +8,7 @@ for positions in batch_order(len(splits.train), 32, epoch, seed):
 
 from train_cls.config import DataConfig
 from train_cls.data.batches import augment, batch_order, channel_stats, erase, mix
+from train_cls.data.rand_augment import rand_augment
 from train_cls.data.splits import (
     Dataset,
     Splits,
@@ -29,5 +30,6 @@ __all__ = [
     "erase",
     "load_splits",
     "mix",
+    "rand_augment",
     "stratified",
 ]

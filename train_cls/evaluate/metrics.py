@@ -105,6 +105,20 @@ def negative_log_likelihood(logits: Float[Tensor, "n k"], labels: Int[Tensor, "n
     return F.cross_entropy(logits.double(), on_same_device(logits, labels)).item()
 
 
+def top_accuracy(logits: Float[Tensor, "n k"], labels: Int[Tensor, "n2"], top: int = 5) -> float:
+    """Fraction in [0, 1] of rows with fewer than `top` logits above that of the label. Rows with
+    NaN do not count as correct.
+
+    Raises:
+        ValueError: As on_same_device, or `top` below 1.
+    """
+    if top < 1:
+        raise ValueError(f"top must be at least 1, got {top}.")
+    own = logits.gather(1, on_same_device(logits, labels)[:, None])
+    within = (logits > own).sum(1) < top
+    return (within & ~logits.isnan().any(1)).double().mean().item()
+
+
 def expected_calibration_error(
     logits: Float[Tensor, "n k"], labels: Int[Tensor, "n2"], bins: int = 15
 ) -> float:
@@ -112,7 +126,8 @@ def expected_calibration_error(
     2017, arXiv:1706.04599, eq. 3).
 
     Bin m holds the confidences in ((m - 1) / bins, m / bins]. In [0, 1], with an upward bias of
-    about sqrt(bins / n).
+    about sqrt(bins / n). torchmetrics 1.9 has [(m - 1) / bins, m / bins) and a bin of its own for
+    certain predictions, and imports matplotlib and transformers, so this is kept by hand.
 
     Raises:
         ValueError: As on_same_device, or fewer than one bin.
@@ -126,9 +141,12 @@ def expected_calibration_error(
 
 
 def scores(logits: Float[Tensor, "n k"], labels: Int[Tensor, "n2"]) -> dict[str, float]:
-    """{"accuracy", "nll", "ece"}: the three functions above."""
+    """{"accuracy", "nll", "ece"}, and "top-5 accuracy" with more than 5 classes: the functions
+    above."""
+    top = {"top-5 accuracy": top_accuracy(logits, labels)} if logits.shape[1] > 5 else {}
     return {
         "accuracy": accuracy(logits, labels),
+        **top,
         "nll": negative_log_likelihood(logits, labels),
         "ece": expected_calibration_error(logits, labels),
     }

@@ -12,6 +12,7 @@ from train_cls.evaluate.metrics import (
     negative_log_likelihood,
     predict,
     scores,
+    top_accuracy,
 )
 
 
@@ -122,3 +123,15 @@ def test_a_diverged_model_has_no_likelihood():
 def test_labels_that_do_not_fit_are_an_error(labels, message):
     with pytest.raises(ValueError, match=message):
         scores(torch.zeros(3, 4), torch.tensor(labels))
+
+
+def test_top_accuracy_counts_labels_among_the_largest_logits():
+    logits = torch.arange(8.0).expand(8, 8).clone()
+    labels = torch.arange(8)
+    assert [top_accuracy(logits, labels, k) for k in (1, 3, 8)] == [1 / 8, 3 / 8, 1.0]
+    assert scores(logits, labels)["top-5 accuracy"] == 5 / 8
+    assert "top-5 accuracy" not in scores(logits[:, :5], labels % 5)
+    logits[7, 0] = math.nan
+    assert top_accuracy(logits, labels, 1) == 0
+    with pytest.raises(ValueError, match="top must be at least 1"):
+        top_accuracy(logits, labels, 0)
