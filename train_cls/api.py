@@ -17,11 +17,12 @@ from train_cls import run as runs
 from train_cls.config import DataConfig, TrackerName, TrainConfig, read, with_absolute_data
 from train_cls.data import (
     Dataset,
+    Images,
     Splits,
     augment,
-    channel_stats,
     count_training_images,
     load_splits,
+    with_channels,
 )
 from train_cls.evaluate.ensemble import ensemble_scores
 from train_cls.evaluate.few_shot import FewShotConfig, few_shot_affine, few_shot_linear
@@ -61,10 +62,9 @@ def load_run(folder: Path, generation: int | None = None) -> tuple[TrainConfig, 
     the last.
 
     Raises:
-        ValueError: Not a run, or it has no such finished generation.
+        ValueError: Not a run, it has no such finished generation, or its data have other classes.
     """
     config = read(folder / "config.json")
-    splits = load_splits(config.data, config.splits)
     finished = generations(folder)
     if not finished:
         raise ValueError(
@@ -72,12 +72,12 @@ def load_run(folder: Path, generation: int | None = None) -> tuple[TrainConfig, 
         )
     if generation is not None and not 1 <= generation <= len(finished):
         raise ValueError(f"{folder} has generations 1 to {len(finished)}, not {generation}.")
+    splits = runs.evaluation_data(folder, config)
     channels = splits.train.images.shape[1]
     model = build_model(
         config.model,
         len(splits.train.classes),
         channels,
-        *channel_stats(splits.train.images),
         seed=config.seed,
         arguments=config.model_args,
     )
@@ -261,16 +261,7 @@ def match_channels(splits: Splits, model: Classifier) -> Splits:
     """Convert images to the channels of a network: RGB to grey by the mean, grey to RGB by
     repetition."""
     channels = len(model.pixels.mean)
-
-    def convert(data: Dataset) -> Dataset:
-        images = data.images
-        if images.shape[1] == 3 and channels == 1:
-            images = images.float().mean(1, keepdim=True).round().to(torch.uint8)
-        elif images.shape[1] == 1 and channels == 3:
-            images = images.expand(-1, 3, -1, -1).contiguous()
-        return Dataset(images, data.labels, data.classes)
-
-    return Splits(*(convert(part) for part in splits))
+    return Splits(*(replace(d, images=with_channels(d.images, channels)) for d in splits))
 
 
 def resume(
@@ -302,7 +293,7 @@ def _predict(model: Classifier, data: Dataset) -> torch.Tensor:
     return predict(model, data.images).cpu()
 
 
-def _pair(data: Dataset, model: Classifier) -> tuple[torch.Tensor, torch.Tensor]:
+def _pair(data: Dataset, model: Classifier) -> tuple[Images, torch.Tensor]:
     device = device_of(model)
     return data.images.to(device), data.labels.to(device)
 

@@ -2,6 +2,7 @@
 from config.json."""
 
 import json
+import os
 from dataclasses import replace
 from math import inf
 from pathlib import Path
@@ -36,6 +37,11 @@ class DataConfig:
     """Resize images to size x size pixels; 0 keeps their size, which must be the same for all."""
     seed: int = 0
     """Seed of the choice of training and validation images; it does not affect the test split."""
+    resident: float = Field(default=4.0, ge=0)
+    """GiB up to which all decoded image files are held in memory; more are streamed, with the same
+    results. Arrays (CIFAR, IDX, npz) are always held."""
+    workers: int | None = Field(default=None, ge=0, le=256)
+    """Processes that decode image files; None for one per core, at most 8."""
 
 
 @settings("anneal")
@@ -295,6 +301,10 @@ def with_absolute_data(config: TrainConfig) -> TrainConfig:
     data, initial = config.data, config.initial_checkpoint
     return replace(
         config,
-        data=data if data == "digits" else str(Path(data).absolute()),
-        initial_checkpoint=initial and str(Path(initial).absolute()),
+        data=data if data == "digits" else _absolute(data),
+        initial_checkpoint=initial and _absolute(initial),
     )
+
+
+def _absolute(path: str) -> str:
+    return str(Path(os.path.expanduser(path)).absolute())

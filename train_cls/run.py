@@ -2,6 +2,7 @@
 finished generation.
 
 RUN/config.json               written before the first step; reproduces the run
+    data.json                 its classes and what identifies its images
     extensions.json           its earlier numbers of generations, if it was extended
     tracking.json             its trackers, if any; see `tracking`
     diverged.json             why it diverged, as one of a comparison or sweep
@@ -14,6 +15,7 @@ RUN/config.json               written before the first step; reproduces the run
 import csv
 import io
 import json
+import logging
 import math
 import shlex
 import time
@@ -28,17 +30,20 @@ from filelock import FileLock, Timeout
 from dreamsa import checkpoint
 from dreamsa.device import Processes
 from dreamsa.files import write_atomic, write_json
-from dreamsa.settings import to_tree, with_overrides
+from dreamsa.settings import from_tree, to_tree, with_overrides
 from train_cls.config import TrackerName, TrainConfig, read, with_absolute_data
 from train_cls.data import Splits, load_splits
+from train_cls.data.record import DataRecord, changed_images, check_classes, record, surveys
 from train_cls.methods import spans_run
 from train_cls.tracking import Log, tracked
 from train_cls.train import EpochResult, Stopped, Training, new_training, train
 
+log = logging.getLogger(__name__)
+
 SAVE_SECONDS = 30.0
 """Min seconds between checkpoints, which are written after a process's first epoch, at the ends of
 later ones, and when it is interrupted."""
-METRICS = "metrics.jsonl"
+METRICS, DATA = "metrics.jsonl", "data.json"
 DIVERGED, EXTENSIONS = "diverged.json", "extensions.json"
 
 
@@ -69,6 +74,66 @@ def check(config: TrainConfig, splits: Splits) -> Training:
     with torch.no_grad():
         training.model.eval()(splits.test.images[:2].to(next(training.model.parameters()).device))
     return training
+
+
+def data_record(folder: Path) -> DataRecord | None:
+    """What a run was trained on; None before it has begun, or if an older version has.
+
+    Raises:
+        ValueError: data.json is damaged.
+    """
+    path = folder / DATA
+    if not path.exists():
+        return None
+    try:
+        return from_tree(DataRecord, json.loads(path.read_text(errors="replace")))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(
+            f"{path}, which tells whether the data are still the same, is damaged ({error}). "
+            "Remove it if you know that they are."
+        ) from error
+
+
+def load_data(folder: Path, config: TrainConfig, splits: Splits | None = None) -> Splits:
+    """The data of a run, or these `splits`, after a check that their classes are still the same.
+
+    Raises:
+        ValueError: As load_splits; other classes than those of the run; data.json is damaged.
+    """
+    known = data_record(folder)
+    splits = splits or load_splits(config.data, config.splits, surveys(known) if known else {})
+    if known:
+        check_classes(known, splits, str(folder), config.data)
+    return splits
+
+
+def evaluation_data(folder: Path, config: TrainConfig) -> Splits:
+    """As load_data; logs a warning if the images are not those of the run.
+
+    Raises:
+        ValueError: As load_data.
+    """
+    splits, known = load_data(folder, config), data_record(folder)
+    if known and (change := changed_images(known, splits)):
+        log.warning(
+            f"{config.data} has changed since {folder} was trained: {change}. Scores are of the "
+            "data as they are now."
+        )
+    return splits
+
+
+def _training_data(folder: Path, config: TrainConfig, splits: Splits | None) -> Splits:
+    """As load_data; the first time, data.json records them, later it must agree."""
+    splits, known = load_data(folder, config, splits), data_record(folder)
+    if known is None:
+        if Processes.current().is_first:
+            write_json(folder / DATA, to_tree(record(splits)))
+    elif change := changed_images(known, splits):
+        raise ValueError(
+            f"{config.data} has changed since {folder} was started: {change}. A run resumes on its "
+            "own data only: restore them, or train a new run."
+        )
+    return splits
 
 
 def extend(folder: Path, generations: int) -> None:
@@ -135,12 +200,13 @@ def continue_run(
         started: Gets the state before the first step; its `batches` tell the progress.
 
     Raises:
-        ValueError: Not a run, in use by another process, or the package of a tracker is missing.
+        ValueError: Not a run, in use by another process, its data have changed, or the package of a
+            tracker is missing.
         Stopped: Interrupted, and saved.
     """
     config = read(folder / "config.json")
     processes = Processes.current()
-    splits = splits or load_splits(config.data, config.splits)
+    splits = _training_data(folder, config, splits)
     newest = checkpoint.latest(folder / "checkpoints")
     training = new_training(config, splits.train, initial=newest is None)
     if newest is not None:

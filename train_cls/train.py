@@ -39,7 +39,7 @@ from train_cls.data import (
     mix,
     rand_augment,
 )
-from train_cls.evaluate.metrics import predict, scores
+from train_cls.evaluate.metrics import predict, predict_classes, scores
 from train_cls.forgetting import Forgetting, norm
 from train_cls.groups import split_groups
 from train_cls.methods import plan_for
@@ -264,7 +264,7 @@ def new_training(config: TrainConfig, train: Dataset, initial: bool = True) -> T
     images, labels = train.images, train.labels
 
     def accuracy() -> float:
-        return float((predict(model, images).argmax(1).cpu() == labels).double().mean())
+        return float((predict_classes(model, images).cpu() == labels).double().mean())
 
     steps = len(train) // (config.batch * config.accumulate)
     setup = Setup(config, model, classes, steps, fresh, Forgetting(accuracy))
@@ -457,13 +457,13 @@ def train(
         started = time.monotonic()
         phase = "descend"
         with held_interrupts() as received:  # a half-done step is never saved
-            for index in _remaining_batches(training, data):
+            for images, labels in data.batches(_remaining_batches(training, len(data))):
                 if received or stop():
                     raise Stopped
                 rng = generator_for(config.seed, training.batches, "augment", device)
                 phase = training.annealer.phase
-                images = augment(data.images[index], rng, config.flip, config.pad)
-                images, labels = _augmented(training, images, data.labels[index], rng)
+                images = augment(images, rng, config.flip, config.pad)
+                images, labels = _augmented(training, images, labels, rng)
                 train_step(training, images[part], labels[part], processes)
             if processes.count > 1:
                 _average_buffers_(training.model, processes)
@@ -485,12 +485,11 @@ def _augmented(
     return mix(images, labels, training.setup.classes, config, generator_for(seed, batch, "mix"))
 
 
-def _remaining_batches(training: Training, data: Dataset) -> Iterator[Tensor]:
-    """Indices of each remaining batch of the epoch."""
+def _remaining_batches(training: Training, count: int) -> list[Tensor]:
+    """Positions of each remaining batch of the epoch, of `count` images."""
     per_step = training.config.batch * training.config.accumulate
-    batches = batch_order(len(data), per_step, training.epoch, training.config.seed, drop_last=True)
-    for index in batches[training.batches % training.setup.steps :]:
-        yield index.to(data.images.device)
+    batches = batch_order(count, per_step, training.epoch, training.config.seed, drop_last=True)
+    return batches[training.batches % training.setup.steps :]
 
 
 def _average_buffers_(model: nn.Module, processes: Processes) -> None:

@@ -267,5 +267,8 @@ def test_a_run_with_other_classes_than_its_weights_is_refused(tmp_path):
     list(api.train(config, tmp_path / "run"))
     changed = with_overrides(config, {"splits.only_classes": "0-4"})
     (tmp_path / "run" / "config.json").write_text(json.dumps(to_tree(changed)))
+    with pytest.raises(ValueError, match=r"classes 0, 1, .*, 8, 9, but digits has 0, 1, 2, 3, 4\."):
+        api.evaluate(tmp_path / "run")
+    (tmp_path / "run" / "data.json").unlink()
     with pytest.raises(ValueError, match=r"fc\.weight is \(10, 64\) in it and \(5, 64\)"):
         api.evaluate(tmp_path / "run")

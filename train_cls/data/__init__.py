@@ -1,13 +1,15 @@
-"""Images in memory as uint8: data sets and their splits, batches and augmentation.
+"""Images as uint8, in memory or streamed from files: data sets and their splits, batches and
+augmentation.
 
 splits = load_splits("digits", DataConfig(per_class=20, validation=500))
-for positions in batch_order(len(splits.train), 32, epoch, seed):
+for images, labels in splits.train.batches(batch_order(len(splits.train), 32, epoch, seed)):
     rng = generator_for(seed, step, "augment")
-    images = augment(splits.train.images[positions], rng, flip=False, pad=1)
+    images = augment(images, rng, flip=False, pad=1)
 """
 
 from train_cls.config import DataConfig
 from train_cls.data.batches import augment, batch_order, channel_stats, erase, mix
+from train_cls.data.images import FileImages, Images, with_channels
 from train_cls.data.rand_augment import rand_augment
 from train_cls.data.splits import (
     Dataset,
@@ -21,6 +23,8 @@ from train_cls.data.splits import (
 __all__ = [
     "DataConfig",
     "Dataset",
+    "FileImages",
+    "Images",
     "Splits",
     "augment",
     "batch_order",
@@ -32,4 +36,5 @@ __all__ = [
     "mix",
     "rand_augment",
     "stratified",
+    "with_channels",
 ]

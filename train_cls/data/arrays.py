@@ -1,12 +1,14 @@
 """Data sets of arrays: CIFAR's binary files, IDX (MNIST) and .npz. Reading them never runs code."""
 
 import gzip
+import hashlib
 import io
+import math
 import re
 import struct
 import zipfile
 import zlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,15 +18,28 @@ import torch.nn.functional as F
 from jaxtyping import Int64, Shaped, UInt8
 from torch import Tensor
 
-from train_cls.data.files import MAX_DATASET_BYTES, Tree, join, read_text, too_large
+from train_cls.data.files import (
+    MAX_DATASET_BYTES,
+    Tree,
+    abbreviate,
+    check_inflation,
+    join,
+    read_at_most,
+    read_text,
+    too_large,
+)
+from train_cls.data.images import Images
 
 
 class Pool(NamedTuple):
     """The images of one split, read on demand."""
 
     labels: Int64[Tensor, " n"]
-    read: Callable[[Int64[Tensor, " k"]], UInt8[Tensor, "k c h w"]]
+    read: Callable[[Int64[Tensor, " k"]], Images]
     """Images at the given positions."""
+    fingerprint: Callable[[Int64[Tensor, " k"]], str]
+    """A hash that tells whether these are the same images with the same labels: of the values of
+    arrays, of the names and sizes of files."""
 
 
 class Source(NamedTuple):
@@ -33,6 +48,8 @@ class Source(NamedTuple):
     validation: Pool | None
     """The source's own validation split, if it also has a test split."""
     test: Pool
+    notes: tuple[str, ...] = ()
+    """What a user should know of how it was read, in sentences."""
 
 
 def from_arrays(
@@ -81,7 +98,14 @@ def from_arrays(
 
 
 def in_memory(images: UInt8[Tensor, "n c h w"], labels: Int64[Tensor, " n"], size: int) -> Pool:
-    return Pool(labels, lambda positions: resized(images[positions], size))
+    def fingerprint(positions: Int64[Tensor, " k"]) -> str:
+        digest = hashlib.sha256(repr(tuple(images.shape[1:])).encode())
+        digest.update(labels[positions].contiguous().numpy().data)
+        for part in positions.split(4096):
+            digest.update(images[part].contiguous().numpy().data)
+        return digest.hexdigest()
+
+    return Pool(labels, lambda positions: resized(images[positions], size), fingerprint)
 
 
 def resized(images: UInt8[Tensor, "n c h w"], size: int) -> UInt8[Tensor, "n c h2 w2"]:
@@ -93,14 +117,6 @@ def resized(images: UInt8[Tensor, "n c h w"], size: int) -> UInt8[Tensor, "n c h
         for part in images.split(4096)
     ]
     return torch.cat(parts)
-
-
-def abbreviate(names: Iterable[str], count: int = 5) -> str:
-    """The first `count` names, comma-separated, and the number of further ones."""
-    known = list(names)
-    return (", ".join(known[:count]) or "nothing") + (
-        f" and {len(known) - count} more" if len(known) > count else ""
-    )
 
 
 # ---------------------------------------------------------------- CIFAR
@@ -129,6 +145,9 @@ def load_cifar(tree: Tree, base: str, size: int) -> Source:
         raise ValueError(
             f"{join(tree.name, base)} lacks {abbreviate(missing)}. Unpack the archive again."
         )
+    total = sum(tree.size(join(base, name)) for name in (*train, test))
+    if total > MAX_DATASET_BYTES:
+        raise too_large(join(tree.name, base), total, MAX_DATASET_BYTES)
     images, labels = zip(
         *(cifar_records(tree, join(base, name), label_bytes) for name in (*train, test)),
         strict=True,
@@ -218,31 +237,31 @@ def idx_array(tree: Tree, path: str, axes: int) -> UInt8[Tensor, "..."]:
     """Read an IDX file of unsigned bytes: 0, 0, 8, number of axes, each axis as a big-endian
     uint32, then the values."""
     name, data = join(tree.name, path), tree.read(path, MAX_DATASET_BYTES)
-    if path.endswith(".gz"):
+    with gzip.open(io.BytesIO(data)) if path.endswith(".gz") else io.BytesIO(data) as file:
         try:
-            with gzip.GzipFile(fileobj=io.BytesIO(data)) as file:
-                data = file.read(MAX_DATASET_BYTES + 1)
+            header = read_at_most(file.read, 4 + 4 * axes)
+            if len(header) < 4 + 4 * axes or header[:4] != bytes((0, 0, 8, axes)):
+                raise ValueError(
+                    f"{name} does not begin with the header of an IDX file of bytes with {axes} "
+                    f"axes (0, 0, 8, {axes}). Download it again."
+                )
+            shape = struct.unpack(f">{axes}I", header[4:])
+            count = math.prod(shape)
+            if path.endswith(".gz"):
+                if count > MAX_DATASET_BYTES:
+                    raise too_large(name, count, MAX_DATASET_BYTES)
+                check_inflation(name, len(data), count)
+            values = read_at_most(file.read, count + 1)
         except (OSError, EOFError, zlib.error) as error:
             raise ValueError(f"{name} is damaged ({error}). Download it again.") from error
-        if len(data) > MAX_DATASET_BYTES:
-            raise too_large(name, len(data), MAX_DATASET_BYTES)
-    header = 4 + 4 * axes
-    if len(data) < header or data[:4] != bytes((0, 0, 8, axes)):
+    if len(values) != count:
         raise ValueError(
-            f"{name} does not begin with the header of an IDX file of bytes with {axes} axes (0, "
-            f"0, 8, {axes}). Download it again."
+            f"{name} has {f'{len(values):,}' if len(values) < count else 'more'} values after its "
+            f"header, which declares {shape}. Download it again."
         )
-    shape = struct.unpack(f">{axes}I", data[4:header])
-    if len(data) - header != int(np.prod(shape, dtype=object)):
-        raise ValueError(
-            f"{name} has {len(data) - header:,} values after its header, which declares {shape}. "
-            "Download it again."
-        )
-    return (
-        torch.frombuffer(bytearray(data[header:]), dtype=torch.uint8).view(shape)
-        if data[header:]
-        else torch.empty(shape, dtype=torch.uint8)
-    )
+    if not count:
+        return torch.empty(shape, dtype=torch.uint8)
+    return torch.frombuffer(values, dtype=torch.uint8).view(shape)
 
 
 # ---------------------------------------------------------------- .npz
@@ -266,6 +285,7 @@ def load_npz(path: Path, size: int = 0) -> Source:
             total = sum(info.file_size for info in archive.infolist())
         if total > MAX_DATASET_BYTES:
             raise too_large(str(path), total, MAX_DATASET_BYTES)
+        check_inflation(str(path), path.stat().st_size, total)
         with np.load(path, allow_pickle=False) as arrays:
             splits = {split: npz_split(path, arrays, split) for split in NPZ_NAMES}
     except ValueError:

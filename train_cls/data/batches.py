@@ -10,6 +10,7 @@ from torch import Tensor
 
 from dreamsa.randomness import generator_for
 from train_cls.config import AugmentConfig
+from train_cls.data.images import FileImages, Images, histogram
 
 ERASED_AREA = (0.02, 1 / 3)
 """Of a rectangle, relative to the image."""
@@ -148,16 +149,20 @@ def _rectangle(height: int, width: int, area: float, rng: torch.Generator) -> tu
     return bounds[0], bounds[1]
 
 
-def channel_stats(images: UInt8[Tensor, "n c h w"]) -> tuple[tuple[float, ...], tuple[float, ...]]:
+def channel_stats(images: Images) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and standard deviation of each channel over images and positions, scaled to [0, 1].
 
     Exact: computed from the histogram of the 256 values. The deviation is at least 1/255, to be
     safe as a divisor.
     """
+    if isinstance(images, FileImages):
+        counts = images.histogram
+        counts = images.survey().histogram if counts is None else counts
+    else:
+        counts = histogram(images)
     values = torch.arange(256, dtype=torch.float64)
     means, stds = [], []
-    for channel in images.unbind(1):
-        density = torch.bincount(channel.flatten(), minlength=256).cpu().double() / channel.numel()
+    for density in counts.double() / counts.sum(1, keepdim=True):
         mean = (density * values).sum()
         means.append(mean.item() / 255)
         stds.append(max((density * (values - mean) ** 2).sum().sqrt().item() / 255, 1 / 255))

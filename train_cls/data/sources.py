@@ -4,18 +4,20 @@
 A source lists its images and decodes an image file only when its position is requested.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+import hashlib
+import os
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from jaxtyping import Int64
+from torch import Tensor
 
 from dreamsa.randomness import generator_for
 from train_cls.data.arrays import (
     Pool,
     Source,
-    abbreviate,
     has_cifar,
     has_idx,
     has_pickle,
@@ -31,47 +33,49 @@ from train_cls.data.files import (
     FolderTree,
     Tree,
     ZipTree,
+    abbreviate,
     image_files,
     join,
-    read_images,
+    passed_over,
+    plural,
     read_text,
 )
+from train_cls.data.images import FileImages
 
 DIGITS_TRAIN = 100  # images of each digit in the training split, of 174 to 183
 VALIDATION_NAMES = ("val", "valid", "validation")
+FLAT_TEST = 0.2
+"""Fraction of each class that is the test split of a folder without one."""
 
 
-@contextmanager
-def open_source(source: str | Path, size: int = 0) -> Iterator[Source]:
+def open_source(source: str | Path, size: int = 0) -> Source:
     """Open "digits", a folder, a .zip or an .npz; resize images to size x size unless `size` is 0.
 
-    A folder named digits is opened as "./digits".
+    A folder named digits is opened as "./digits"; "~" is the home folder.
 
     Raises:
         ValueError: What was found, what was expected, what to do.
     """
-    path = Path(source)
+    path = Path(os.path.expanduser(source))
+    suffix = path.suffix.lower()
     if source == "digits":
-        yield digits(size)
-    elif path.is_dir():
-        yield recognise(FolderTree(path), size)
-    elif not path.is_file():
+        return digits(size)
+    if path.is_dir():
+        return recognise(FolderTree(path), size)
+    if not path.is_file():
         raise ValueError(
             f"There is no data set at {source}. Give 'digits', a folder, a .zip or an .npz file."
         )
-    elif path.suffix == ".npz":
-        yield load_npz(path, size)
-    elif path.suffix == ".zip":
-        tree = ZipTree(path)
-        with tree.archive:
-            yield recognise(tree, size)
-    elif is_pickle(path.name):
+    if suffix == ".npz":
+        return load_npz(path, size)
+    if suffix == ".zip":
+        return recognise(ZipTree(path), size)
+    if is_pickle(path.name):
         raise pickle_refused(str(path))
-    else:
-        raise ValueError(
-            f"{path} is neither a folder nor a .zip or .npz file. Unpack it, or give the folder "
-            "that contains it."
-        )
+    raise ValueError(
+        f"{path} is neither a folder nor a .zip or .npz file. Unpack it, or give the folder that "
+        "contains it."
+    )
 
 
 def recognise(tree: Tree, size: int) -> Source:
@@ -92,8 +96,8 @@ def recognise(tree: Tree, size: int) -> Source:
     seen = [*(f"{name}/" for name in tree.folders("")), *tree.files("")]
     raise ValueError(
         f"{tree.name} has no known layout; it holds {abbreviate(seen)}. Known layouts, at the "
-        "root or one folder deeper: train/CLASS/*.jpg "
-        "with test/ or val/ beside it, Tiny-ImageNet's val/val_annotations.txt, CIFAR's "
+        "root or one folder deeper: train/CLASS/*.jpg with test/ or val/ beside it, CLASS/*.jpg "
+        "alone, Tiny-ImageNet's val/val_annotations.txt, CIFAR's "
         "data_batch_1.bin or train.bin, and MNIST's "
         "train-images-idx3-ubyte."
     )
@@ -159,12 +163,55 @@ def load_folders(tree: Tree, base: str, size: int) -> Source:
         file_pool(tree, list(train.values()), size),
         pools[1] if pools[1:] else None,
         pools[0],
+        notes_on(tree, [join(base, s, name) for s in ("train", *tests) for name in train]),
     )
 
 
+def notes_on(tree: Tree, folders: Sequence[str], *more: str) -> tuple[str, ...]:
+    return tuple(note for note in (passed_over(tree, folders), *more) if note)
+
+
+def has_flat(tree: Tree, base: str) -> bool:
+    if base.rpartition("/")[2] in ("train", "test", *VALIDATION_NAMES):
+        return False
+    return sum(bool(image_files(tree, join(base, name))) for name in tree.folders(base)) > 1
+
+
+def load_flat(tree: Tree, base: str, size: int) -> Source:
+    """CLASS/*.jpg without splits: FLAT_TEST of each class are the test split, at least one image
+    and always the same."""
+    name = join(tree.name, base)
+    train, test = {}, {}
+    for kind, paths in class_files(tree, base).items():
+        if len(paths) < 2:
+            raise ValueError(
+                f"{name} has no test split, and class {kind} has only one image, which cannot be "
+                "both trained on and tested with. Add images, or a test/ beside a train/."
+            )
+        rng = generator_for(0, 0, f"test split of class {kind}")
+        order = torch.randperm(len(paths), generator=rng)
+        held = set(order[: max(1, round(FLAT_TEST * len(paths)))].tolist())
+        train[kind] = [path for i, path in enumerate(paths) if i not in held]
+        test[kind] = [path for i, path in enumerate(paths) if i in held]
+    count, total = (
+        sum(map(len, part)) for part in (test.values(), (*train.values(), *test.values()))
+    )
+    note = (
+        f"{name} has no test split: {count:,} of {plural(total, 'image')}, about {FLAT_TEST:.0%} "
+        "of each class, are set aside as one, the same for every seed."
+    )
+    pools = [file_pool(tree, list(part.values()), size) for part in (train, test)]
+    folders = [join(base, kind) for kind in train]
+    return Source(tuple(train), pools[0], None, pools[1], notes_on(tree, folders, note))
+
+
 def class_files(tree: Tree, folder: str) -> dict[str, list[str]]:
-    """Maps class names to the paths of their images, both sorted."""
-    classes = {name: image_files(tree, join(folder, name)) for name in tree.folders(folder)}
+    """Maps class names to the paths of their images, both sorted; names that are numbers, by
+    number."""
+    names = tree.folders(folder)
+    if all(name.isascii() and name.isdigit() for name in names):
+        names = sorted(names, key=lambda name: (int(name), name))
+    classes = {name: image_files(tree, join(folder, name)) for name in names}
     if not classes:
         raise ValueError(
             f"{join(tree.name, folder)} holds no class folders. Expected one folder of images per "
@@ -201,9 +248,16 @@ def file_pool(tree: Tree, files: Sequence[Sequence[str]], size: int) -> Pool:
     """A pool of image files; `files` has one list of paths per class, in class order."""
     paths = [path for one_class in files for path in one_class]
     labels = torch.tensor([label for label, one_class in enumerate(files) for _ in one_class])
-    return Pool(
-        labels, lambda positions: read_images(tree, [paths[i] for i in positions.tolist()], size)
-    )
+
+    def fingerprint(positions: Int64[Tensor, " k"]) -> str:
+        digest = hashlib.sha256()
+        for i in positions.tolist():
+            line = f"{int(labels[i])}\t{tree.size(paths[i])}\t{paths[i]}\n"
+            digest.update(line.encode(errors="surrogateescape"))
+        return digest.hexdigest()
+
+    files_ = FileImages(tree, paths, size)
+    return Pool(labels, lambda positions: files_.select(positions.tolist()), fingerprint)
 
 
 # ---------------------------------------------------------------- Tiny-ImageNet
@@ -246,14 +300,15 @@ def load_tiny(tree: Tree, base: str, size: int) -> Source:
             f"{min(files ^ labels.keys())!r}. Unpack it again."
         )
     check_same(tree, base, "val", train, dict.fromkeys(labels.values()))
-    val = {
-        name: [path for path in paths if labels[path.rpartition("/")[2]] == name] for name in train
-    }
+    val: dict[str, list[str]] = {name: [] for name in train}
+    for path in paths:
+        val[labels[path.rpartition("/")[2]]].append(path)
     return Source(
         tuple(train),
         file_pool(tree, list(train.values()), size),
         None,
         file_pool(tree, list(val.values()), size),
+        notes_on(tree, [join(base, "train", name) for name in train]),
     )
 
 
@@ -267,5 +322,6 @@ LAYOUTS = (
     Layout(has_cifar, load_cifar),
     Layout(has_idx, load_idx),
     Layout(has_folders, load_folders),
+    Layout(has_flat, load_flat),
     Layout(has_pickle, load_pickle),
 )

@@ -2,9 +2,11 @@
 and held-out images."""
 
 import difflib
+import logging
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,28 +14,54 @@ import torch
 from jaxtyping import Bool, Int64, UInt8
 from torch import Tensor
 
+from dreamsa.device import available_cores
 from dreamsa.randomness import generator_for
 from train_cls.config import DataConfig
-from train_cls.data.arrays import Pool, Source, abbreviate
+from train_cls.data.arrays import Pool, Source
+from train_cls.data.files import abbreviate, plural
+from train_cls.data.images import FileImages, Images, Survey
 from train_cls.data.sources import open_source
+
+log = logging.getLogger(__name__)
+MAX_UNREADABLE = 0.01
+"""Max fraction of the images of a split, but at least one image, that are passed over because they
+cannot be read."""
 
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    images: UInt8[Tensor, "n c h w"]
+    images: Images
+    """In memory, or files that are decoded when they are needed."""
     labels: Int64[Tensor, " n"]
     """Indices into `classes`."""
     classes: tuple[str, ...]
+    fingerprint: str = ""
+    """See `Pool.fingerprint`; including unreadable images."""
+    unreadable: Mapping[int, str] = field(default_factory=dict)
+    """Why images are left out, by their position before."""
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def to(self, device: torch.device | str) -> "Dataset":
-        return Dataset(self.images.to(device), self.labels.to(device), self.classes)
+        return replace(self, images=self.images.to(device), labels=self.labels.to(device))
 
     def select(self, index: Int64[Tensor, " k"] | Bool[Tensor, " n"]) -> "Dataset":
-        """The images at these positions, or where a mask is True; the classes stay the same."""
+        """The images at these positions, or where a mask is True, in memory; the classes stay the
+        same."""
         return Dataset(self.images[index], self.labels[index], self.classes)
+
+    def batches(
+        self, order: Sequence[Int64[Tensor, " b"]]
+    ) -> Iterator[tuple[UInt8[Tensor, "b c h w"], Int64[Tensor, " b"]]]:
+        """Images and labels at the positions of each batch; files are decoded ahead by workers."""
+        device, images = self.labels.device, self.images
+        if isinstance(images, FileImages):
+            parts = images.batches(order)
+        else:
+            parts = (images[positions.to(device)] for positions in order)
+        for positions, part in zip(order, parts, strict=True):
+            yield part, self.labels[positions.to(device)]
 
 
 class Splits(NamedTuple):
@@ -43,58 +71,143 @@ class Splits(NamedTuple):
     test: Dataset
 
 
-def load_splits(source: str | Path, config: DataConfig | None = None) -> Splits:
+def load_splits(
+    source: str | Path,
+    config: DataConfig | None = None,
+    surveys: Mapping[str, Survey] | None = None,
+) -> Splits:
     """Load the splits of "digits", a folder, a .zip or an .npz file (see `train_cls.data.sources`).
 
     The choice of images is a function of the seed and the file names. The training images of a
     class for a smaller `per_class` are a subset of those for a larger one, and do not depend on the
-    other classes; neither do the validation images. Only chosen image files are decoded.
+    other classes; neither do the validation images. Only chosen image files are decoded. If they
+    take more memory than `config.resident`, they stay files. What is passed over is logged.
+
+    Args:
+        surveys: Of earlier calls, by fingerprint: these files are not read for another survey.
 
     Raises:
         ValueError: One sentence: what was found, what was expected, what to do.
     """
     config = config or DataConfig()
     try:
-        with open_source(source, config.size) as found:
-            kept = choose_classes(found.classes, config.only_classes)
-            if len(kept) < 2:
-                raise ValueError(
-                    f"{source} has only the class {found.classes[kept[0]]} left. A classifier "
-                    "needs at least two."
-                )
-            classes = tuple(found.classes[i] for i in kept)
-            members = [positions_of(found.train, label) for label in kept]
-            train, validation = choose_images(members, classes, config)
-            dataset = take(found.train, train, kept, classes)
-            if len(validation):
-                held_out = take(found.train, validation, kept, classes)
-            elif found.validation is not None:
-                held_out = take(
-                    found.validation, positions_of_all(found.validation, kept), kept, classes
-                )
-            else:
-                held_out = dataset.select(validation)
-            test = take(
-                found.test, choose_test_images(found, kept, config.test_per_class), kept, classes
-            )
-            splits = Splits(dataset, held_out, test)
+        found = open_source(source, config.size)
+        chosen = choose(found, source, config)
+        streams = sum(
+            data.images.shape.numel()
+            for data in chosen.values()
+            if isinstance(data.images, FileImages)
+        )
+        read = {
+            name: readable(data, f"{source}: {name}", config, streams, (surveys or {}))
+            for name, data in chosen.items()
+        }
     except OSError as error:
         raise ValueError(
             f"{source} cannot be read: {error}. Check that it exists and is readable."
         ) from error
+    except MemoryError as error:
+        raise ValueError(
+            f"{source} does not fit into memory ({error}). Set size, lower per_class, or lower "
+            "splits.resident to stream it."
+        ) from error
+    train = read["train"]
+    splits = Splits(train, read.get("validation", train.select(torch.arange(0))), read["test"])
     for name, split in splits._asdict().items():
-        if len(split) == 0 and name != "validation":
-            raise ValueError(
-                f"{source}: the {name} split has no image of {abbreviate(classes)}. Choose other "
-                "classes."
-            )
-        if split.images.shape[1:] != dataset.images.shape[1:]:
-            found_size, size = (" x ".join(map(str, d.images.shape[2:])) for d in (split, dataset))
+        if split.images.shape[1:] != train.images.shape[1:]:
+            found_size, size = (" x ".join(map(str, d.images.shape[2:])) for d in (split, train))
             raise ValueError(
                 f"{source}: {name} images are {found_size} pixels, train images {size}. Set size "
                 "to resize them."
             )
+    for note in found.notes:
+        _log_once(note)
     return splits
+
+
+@cache
+def _log_once(message: str) -> None:
+    log.warning(message)
+
+
+def choose(found: Source, source: str | Path, config: DataConfig) -> dict[str, Dataset]:
+    """The chosen images of each split that has any, files not yet decoded.
+
+    Raises:
+        ValueError: As load_splits.
+    """
+    kept = choose_classes(found.classes, config.only_classes)
+    if len(kept) < 2:
+        raise ValueError(
+            f"{source} has only the class {found.classes[kept[0]]} left. A classifier "
+            "needs at least two."
+        )
+    classes = tuple(found.classes[i] for i in kept)
+    members = [positions_of(found.train, label) for label in kept]
+    train, validation = choose_images(members, classes, config)
+    chosen = {"train": take(found.train, train, kept, classes)}
+    if len(validation):
+        chosen["validation"] = take(found.train, validation, kept, classes)
+    elif found.validation is not None:
+        every = positions_of_all(found.validation, kept)
+        chosen["validation"] = take(found.validation, every, kept, classes)
+    test = choose_test_images(found, kept, config.test_per_class)
+    chosen["test"] = take(found.test, test, kept, classes)
+    for name in ("train", "test"):
+        if len(chosen[name]) == 0:
+            raise ValueError(
+                f"{source}: the {name} split has no image of {abbreviate(classes)}. Choose other "
+                "classes."
+            )
+    return chosen
+
+
+def readable(
+    data: Dataset, name: str, config: DataConfig, total: int, surveys: Mapping[str, Survey]
+) -> Dataset:
+    """Decode image files into memory, or check them all if they stay files; without the ones that
+    cannot be read.
+
+    Args:
+        total: Bytes of all decoded files of the source.
+
+    Raises:
+        ValueError: More than MAX_UNREADABLE of them, or all of a class, cannot be read.
+    """
+    files = data.images
+    if not isinstance(files, FileImages):
+        return data
+    files = replace(files, workers=available_workers(config))
+    if total > config.resident * 2**30:
+        survey = surveys.get(data.fingerprint) or files.survey()
+        images, unreadable = replace(files, histogram=survey.histogram), survey.unreadable
+    else:
+        images, unreadable = files.load()
+    if not unreadable:
+        return replace(data, images=images)
+    kept = torch.tensor([i for i in range(len(data)) if i not in unreadable], dtype=torch.int64)
+    lost = set(data.labels.tolist()) - set(data.labels[kept].tolist())
+    listed = " ".join(list(unreadable.values())[:10])
+    if len(unreadable) > max(1, int(MAX_UNREADABLE * len(data))) or lost:
+        limit = f"no image of {abbreviate(data.classes[i] for i in sorted(lost))} is left"
+        raise ValueError(
+            f"{name}: {len(unreadable):,} of {plural(len(data), 'image')} cannot be read, and "
+            f"{limit if lost else f'at most {MAX_UNREADABLE:.0%} are passed over'}: {listed}"
+        )
+    _log_once(
+        f"{name}: passed over {len(unreadable):,} of {plural(len(data), 'image')} that cannot be "
+        f"read: {listed}"
+    )
+    if isinstance(images, FileImages):
+        images = replace(images.select(kept.tolist()), histogram=images.histogram)
+    else:
+        images = images[kept]
+    return replace(data, images=images, labels=data.labels[kept], unreadable=unreadable)
+
+
+def available_workers(config: DataConfig) -> int:
+    """Processes that decode images: as set, or one for each core, at most 8."""
+    return min(available_cores(), 8) if config.workers is None else config.workers
 
 
 def count_training_images(source: str | Path, config: DataConfig) -> int:
@@ -103,9 +216,9 @@ def count_training_images(source: str | Path, config: DataConfig) -> int:
     Raises:
         ValueError: As load_splits.
     """
-    with open_source(source, config.size) as found:
-        kept = choose_classes(found.classes, config.only_classes)
-        return config.per_class * len(kept) or len(positions_of_all(found.train, kept))
+    found = open_source(source, config.size)
+    kept = choose_classes(found.classes, config.only_classes)
+    return config.per_class * len(kept) or len(positions_of_all(found.train, kept))
 
 
 def choose_classes(classes: Sequence[str], wanted: str) -> list[int]:
@@ -216,9 +329,10 @@ def positions_of_all(pool: Pool, kept: Sequence[int]) -> Int64[Tensor, " k"]:
 def take(
     pool: Pool, positions: Int64[Tensor, " k"], kept: Sequence[int], classes: tuple[str, ...]
 ) -> Dataset:
-    """Read the images at these positions; labels become indices into the kept classes."""
+    """The images at these positions; labels become indices into the kept classes."""
     return Dataset(
         pool.read(positions),
         torch.searchsorted(torch.tensor(kept), pool.labels[positions]),
         classes,
+        pool.fingerprint(positions),
     )

@@ -8,11 +8,14 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor, nn
 
+from train_cls.data import FileImages
 from train_cls.models.classifier import Classifier
 
-Images = UInt8[Tensor, "n c h w"] | Float[Tensor, "n c h w"]
+Images = UInt8[Tensor, "n c h w"] | Float[Tensor, "n c h w"] | FileImages
 """uint8 in [0, 255] or floating point in [0, 1]."""
-LabelledImages = tuple[UInt8[Tensor, "_ c _ _"] | Float[Tensor, "_ c _ _"], Int[Tensor, "_"]]
+LabelledImages = tuple[
+    UInt8[Tensor, "_ c _ _"] | Float[Tensor, "_ c _ _"] | FileImages, Int[Tensor, "_"]
+]
 """Images, and one label per image."""
 
 
@@ -54,6 +57,15 @@ def predict(model: nn.Module, images: Images, batch: int = 256) -> Float[Tensor,
         ValueError: No images, or a batch below 1.
     """
     return in_batches(model, model, images, batch)
+
+
+def predict_classes(model: nn.Module, images: Images, batch: int = 256) -> Int[Tensor, "n"]:
+    """The class with the largest logit of each image, on the model's device.
+
+    Raises:
+        ValueError: No images, or a batch below 1.
+    """
+    return in_batches(lambda part: model(part).argmax(1), model, images, batch)
 
 
 def embed(model: Classifier, images: Images, batch: int = 256) -> Float[Tensor, "n d"]:
