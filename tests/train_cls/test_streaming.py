@@ -1,5 +1,7 @@
 """Images that stay files: the same batches, training and evaluations as in memory."""
 
+import multiprocessing
+import os
 import shutil
 import signal
 from dataclasses import replace
@@ -203,3 +205,42 @@ def test_zips_are_streamed_by_forked_workers(root: Path, tmp_path: Path, monkeyp
     for config in (replace(STREAMED, workers=2), replace(RESIDENT, workers=2)):
         images = load_splits(archive, config).train.images
         assert torch.equal(torch.cat(list(images.split(3))), expected)
+
+
+def test_signals_of_the_terminal_do_not_end_workers(root: Path):
+    """Ctrl-C reaches them too, while the training step that it interrupts is still finished."""
+    images = load_splits(root, replace(STREAMED, workers=2)).train.images
+    parts = images.split(4)
+    got = [next(parts)]
+    children = multiprocessing.active_children()
+    assert len(children) == 2
+    for child in children:
+        assert child.pid is not None
+        for number in (signal.SIGINT, signal.SIGHUP):
+            os.kill(child.pid, number)
+    assert torch.equal(torch.cat([*got, *parts]), images[:])
+
+
+def test_a_killed_worker_is_one_sentence(root: Path):
+    images = load_splits(root, replace(STREAMED, workers=1)).train.images
+    parts = images.split(1)
+    next(parts)
+    (child,) = multiprocessing.active_children()
+    child.kill()
+    with pytest.raises(ValueError, match=r"decodes images has ended .*splits\.workers=0\.$"):
+        list(parts)
+
+
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("[enforce fail] no memory\nat")])
+def test_too_little_memory_is_one_sentence(root: Path, monkeypatch, error: Exception):
+    def load(images: FileImages) -> None:
+        raise error
+
+    monkeypatch.setattr(FileImages, "load", load)
+    with pytest.raises(ValueError, match="set does not fit into memory: .*lower splits.resident"):
+        load_splits(root, RESIDENT)
+
+
+def test_streaming_is_stated(root: Path, caplog: pytest.LogCaptureFixture):
+    load_splits(f"{root}/", STREAMED)
+    assert "52 images would take 9.3e-06 GiB of memory, more than splits.resident=0" in caplog.text

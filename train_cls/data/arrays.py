@@ -288,9 +288,9 @@ def load_npz(path: Path, size: int = 0) -> Source:
         check_inflation(str(path), path.stat().st_size, total)
         with np.load(path, allow_pickle=False) as arrays:
             splits = {split: npz_split(path, arrays, split) for split in NPZ_NAMES}
-    except ValueError:
+    except (ValueError, MemoryError):
         raise
-    except Exception as error:  # BadZipFile, KeyError, EOFError, zlib.error, MemoryError, ...
+    except Exception as error:  # BadZipFile, KeyError, EOFError, zlib.error, ...
         raise ValueError(
             f"{path} is not a readable .npz file ({error}). Write it again with numpy.savez."
         ) from error

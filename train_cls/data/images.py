@@ -202,7 +202,8 @@ def in_workers(
         pin: Give tensors in pinned memory.
 
     Raises:
-        ValueError: A ValueError, OSError or MemoryError of `function`, with its message.
+        ValueError: A ValueError, OSError or MemoryError of `function`, with its message; a worker
+            has been killed.
     """
     loader = DataLoader(
         _Calls(function),
@@ -215,10 +216,18 @@ def in_workers(
         pin_memory=pin,
         generator=torch.Generator(),  # else it draws from the global one
     )
-    for answer in loader:
-        if isinstance(answer, _Failure):
-            raise ValueError(answer.message)
-        yield answer
+    try:
+        for answer in loader:
+            if isinstance(answer, _Failure):
+                raise ValueError(answer.message)
+            yield answer
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        raise ValueError(
+            f"A process that decodes images has ended ({' '.join(str(error).split())}). Give it "
+            "more memory, shared memory (/dev/shm) included, or set splits.workers=0."
+        ) from error
 
 
 def _unchanged(answer: Answer) -> Answer:

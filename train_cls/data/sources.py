@@ -145,7 +145,8 @@ def load_folders(tree: Tree, base: str, size: int) -> Source:
     if not tests:
         raise ValueError(
             f"{join(tree.name, base)} has train/ but no test/CLASS/, val/CLASS/ or "
-            "validation/CLASS/. Add one of them."
+            f"validation/CLASS/. Add one of them, or give {join(tree.name, base, 'train')} itself: "
+            "a part of it is then set aside for testing."
         )
     if len(validations) > 1:
         raise ValueError(

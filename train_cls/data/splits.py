@@ -5,6 +5,7 @@ import difflib
 import logging
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
@@ -90,27 +91,22 @@ def load_splits(
         ValueError: One sentence: what was found, what was expected, what to do.
     """
     config = config or DataConfig()
-    try:
+    with _reading(source):
         found = open_source(source, config.size)
         chosen = choose(found, source, config)
-        streams = sum(
-            data.images.shape.numel()
-            for data in chosen.values()
-            if isinstance(data.images, FileImages)
-        )
+        files = [d.images for d in chosen.values() if isinstance(d.images, FileImages)]
+        total = sum(images.shape.numel() for images in files)
+        stream = total > config.resident * 2**30
+        if stream:
+            _log_once(
+                f"{source}: {plural(sum(map(len, files)), 'image')} would take "
+                f"{total / 2**30:,.3g} GiB of memory, more than splits.resident="
+                f"{config.resident:g}, and are streamed."
+            )
         read = {
-            name: readable(data, f"{source}: {name}", config, streams, (surveys or {}))
+            name: readable(data, f"{source}: {name}", config, stream, surveys or {})
             for name, data in chosen.items()
         }
-    except OSError as error:
-        raise ValueError(
-            f"{source} cannot be read: {error}. Check that it exists and is readable."
-        ) from error
-    except MemoryError as error:
-        raise ValueError(
-            f"{source} does not fit into memory ({error}). Set size, lower per_class, or lower "
-            "splits.resident to stream it."
-        ) from error
     train = read["train"]
     splits = Splits(train, read.get("validation", train.select(torch.arange(0))), read["test"])
     for name, split in splits._asdict().items():
@@ -123,6 +119,23 @@ def load_splits(
     for note in found.notes:
         _log_once(note)
     return splits
+
+
+@contextmanager
+def _reading(source: str | Path) -> Iterator[None]:
+    """Failures of the system as a ValueError that names the data set."""
+    try:
+        yield
+    except OSError as error:
+        raise ValueError(
+            f"{source} cannot be read: {error}. Check that it exists and is readable."
+        ) from error
+    except (MemoryError, RuntimeError) as error:  # torch raises the latter
+        reason = (str(error).splitlines() or ["there is not enough"])[0]
+        raise ValueError(
+            f"{source} does not fit into memory: {reason}. Set size, lower per_class, or lower "
+            "splits.resident to stream image files."
+        ) from error
 
 
 @cache
@@ -163,13 +176,10 @@ def choose(found: Source, source: str | Path, config: DataConfig) -> dict[str, D
 
 
 def readable(
-    data: Dataset, name: str, config: DataConfig, total: int, surveys: Mapping[str, Survey]
+    data: Dataset, name: str, config: DataConfig, stream: bool, surveys: Mapping[str, Survey]
 ) -> Dataset:
     """Decode image files into memory, or check them all if they stay files; without the ones that
     cannot be read.
-
-    Args:
-        total: Bytes of all decoded files of the source.
 
     Raises:
         ValueError: More than MAX_UNREADABLE of them, or all of a class, cannot be read.
@@ -178,7 +188,7 @@ def readable(
     if not isinstance(files, FileImages):
         return data
     files = replace(files, workers=available_workers(config))
-    if total > config.resident * 2**30:
+    if stream:
         survey = surveys.get(data.fingerprint) or files.survey()
         images, unreadable = replace(files, histogram=survey.histogram), survey.unreadable
     else:
@@ -216,7 +226,8 @@ def count_training_images(source: str | Path, config: DataConfig) -> int:
     Raises:
         ValueError: As load_splits.
     """
-    found = open_source(source, config.size)
+    with _reading(source):
+        found = open_source(source, config.size)
     kept = choose_classes(found.classes, config.only_classes)
     return config.per_class * len(kept) or len(positions_of_all(found.train, kept))
 
