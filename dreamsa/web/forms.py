@@ -1,5 +1,6 @@
 """The forms that create and edit runs."""
 
+import json
 from collections.abc import Callable
 from typing import Any, get_args
 
@@ -195,17 +196,16 @@ class EditForm:
             steps = round(edit_length(config(parent))[0] * LENGTHS[length])
             return steps, _ascent_steps(escape, steps)
 
-        def numbers(escape: EscapeName, steps: float | None) -> tuple[Any, ...]:
-            default = EditConfig("", ESCAPES[escape].eta, _ascent_steps(escape, int(steps or 1)))
-            return default.eta, default.ascent_steps, default.scale, default.moments
-
         _wire_start(self, panel, edit)
         self.parent.change(show_parent, self.parent, [self.image, self.seed], **QUIET)
         inputs = [self.parent, self.steps]
         gr.on([part.change for part in inputs], estimate, inputs, self.duration, **QUIET)
         inputs = [self.parent, self.escape, self.length]
         self.length.input(lengths, inputs, [self.steps, self.ascent_steps], **QUIET)
-        self.escape.input(numbers, [self.escape, self.steps], self.numbers, **QUIET)
+        # in the browser: an answer of the server could undo what the user types meanwhile
+        chosen = [self.escape, self.steps]
+        self.escape.input(None, chosen, self.numbers, js=_numbers_js(), **QUIET)
+        self.steps.input(None, chosen, self.ascent_steps, js=_ascent_js(), **QUIET)
 
 
 def _wire_start(
@@ -218,6 +218,21 @@ def _wire_start(
         [*panel.outputs, form.note],
         **QUIET,
     ).then(None, js=scroll_to("panel"), **QUIET)
+
+
+def _ascent_js() -> str:
+    """JavaScript: an escape and the steps -> the ascent steps."""
+    steps, ascent = edit_length(preset(TOYBOX, ""))
+    ascending = json.dumps([name for name, row in ESCAPES.items() if row.ascends])
+    return f"(escape, steps) => {ascending}.includes(escape) ? Math.round(steps * {ascent / steps}) : 0"
+
+
+def _numbers_js() -> str:
+    """JavaScript: an escape and the steps -> eta, ascent steps, scale, moments."""
+    default = EditConfig("")
+    etas = json.dumps({name: row.eta for name, row in ESCAPES.items()})
+    rest = json.dumps([default.scale, default.moments])
+    return f"(escape, steps) => [{etas}[escape], ({_ascent_js()})(escape, steps), ...{rest}]"
 
 
 def _ascent_steps(escape: EscapeName, steps: int) -> int:

@@ -208,13 +208,23 @@ def _page_parts(controller: Controller, selected: str | None, parent: str | None
     strip = markup.strip(controller.manager.active_statuses())
     finished = _finished(controller)
     ids = [run_id for _, run_id in finished]
-    parent = next((run_id for run_id in (parent, selected, *ids) if run_id in ids), None)
     lines = [(status.id, status.state, bool(thumbnail)) for status, _, thumbnail in rows]
     return {
         "strip": (strip, lambda: strip),
         "tree": ((lines, damaged, selected), lambda: markup.tree(rows, selected, damaged)),
-        "parent": (ids, lambda: gr.Dropdown(choices=finished, value=parent)),
+        "parent": (ids, lambda: _choice(finished, parent, selected)),
     }
+
+
+def _choice(
+    choices: list[tuple[str, str]], chosen: str | None, default: str | None, **changes: Any
+) -> gr.Dropdown:
+    """A dropdown with new choices. It keeps what is chosen in the browser as long as that is among
+    them: the user may have chosen another since `chosen` was sent here."""
+    ids = [run_id for _, run_id in choices]
+    if chosen not in ids:
+        changes["value"] = default if default in ids else next(iter(ids), None)
+    return gr.Dropdown(choices=choices, **changes)
 
 
 def _facts(run_id: str, record: dict[str, Any], config: RunConfig, parent: str) -> str:
@@ -234,8 +244,8 @@ def _run_parts(controller: Controller, status: Status, compared: str | None) -> 
 
     others = [choice for choice in _finished(controller) if choice[1] != run.id]
     ids = [run_id for _, run_id in others]
-    compared = parent if compared is None else compared
-    compared = compared if compared in ids else ""
+    chosen, default = compared, parent if compared is None and parent in ids else ""
+    compared = compared if compared in ids else default
     before = manager.find(compared) if compared and finished else None
     views = (run.id, finished, compared)
     sheet = run.path / "contact_sheet.png"
@@ -275,7 +285,7 @@ def _run_parts(controller: Controller, status: Status, compared: str | None) -> 
         "slider": (views, slider),
         "compared": (
             (run.id, ids, finished),
-            lambda: gr.Dropdown([("nothing", ""), *others], value=compared, visible=finished),
+            lambda: _choice([("nothing", ""), *others], chosen, default, visible=finished),
         ),
         "curve": ((run.id, logged), lambda: markup.curve(run.metrics(), ascent, status.steps)),
         "cli": (run.id, lambda: commands.command_line(run, manager.folder)),

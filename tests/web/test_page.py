@@ -236,6 +236,9 @@ def test_the_edit_form_offers_the_escapes_and_sets_their_numbers(site, visit, ra
         while shown_numbers(page) != expected:
             assert time.monotonic() < deadline, (name, shown_numbers(page))
             time.sleep(0.1)
+    page.locator("#escape label", has_text="anneal: ").click()
+    page.locator("#edit-steps input").fill("50")
+    page.wait_for_function("document.querySelector('#edit-ascent input').value === '10'")
     page.locator("#edit-eta input").first.fill("0.3")
     page.locator("#edit-steps input").fill("10")
     page.locator("#edit-ascent input").fill("4")
