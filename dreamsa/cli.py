@@ -34,6 +34,7 @@ from dreamsa.choices import (
     PresetName,
     Stage,
 )
+from dreamsa.text import printable
 from dreamsa.version import __version__
 
 if TYPE_CHECKING:
@@ -497,12 +498,10 @@ def list_(*, runs: Runs = None, json: Json = False) -> None:
         return
     for branch, record, status in tree:
         indent = "    " * (branch.depth - 1) + ("└── " if branch.depth else "")
-        print(
-            f"{indent}{branch.run.id}  {record['prompt']}  {status} "
-            f"{record['step']}/{record['steps']}"
-        )
+        line = f"{branch.run.id}  {record['prompt']}  {status} {record['step']}/{record['steps']}"
+        print(indent + printable(line))
     for _, why in damaged:
-        print(f"damaged  {why}")
+        print(f"damaged  {printable(why)}")
     if not tree and not damaged:
         print('No runs yet. Start with: dreamsa generate "a rabbit"')
 
@@ -560,12 +559,22 @@ def web(
     open_: Annotated[
         bool, Parameter(name="--open", negative="", help="Open the page in the browser.")
     ] = False,
+    allow_host: Annotated[
+        list[str] | None,
+        Parameter(
+            negative="", help="A further name of this server, such as a proxy's. Repeatable."
+        ),
+    ] = None,
+    model: Annotated[
+        list[str] | None,
+        Parameter(negative="", help="A further model that the page offers. Repeatable."),
+    ] = None,
 ) -> None:
     """Start the web page: create, edit, compare and export. Jobs continue when it is closed; Ctrl-C
     saves and stops them."""
     from dreamsa.web.app import serve
 
-    raise SystemExit(128 + serve(host, port, runs, share, open_))
+    raise SystemExit(128 + serve(host, port, runs, share, open_, allow_host or (), model or ()))
 
 
 @toybox.command
@@ -666,7 +675,7 @@ def _lines(facts: dict[str, Any], indent: str = "") -> Iterable[str]:
             yield f"{indent}{key}"
             yield from _lines(value, indent + "  ")
         elif value is not None:
-            yield f"{indent}{key:<{width}}  {value}"
+            yield f"{indent}{printable(key):<{width}}  {printable(value)}"
 
 
 def _follow(job: "Job", as_json: bool, quiet: bool) -> None:
@@ -781,7 +790,7 @@ def _print_lines(lines: Iterable[str], stop: _StopAfter) -> None:
 
 def fail(message: str) -> NoReturn:
     """One sentence on stderr, exit code 1."""
-    print(f"dreamsa: {message}", file=sys.stderr)
+    print(f"dreamsa: {printable(message)}", file=sys.stderr)
     raise SystemExit(1)
 
 
@@ -791,7 +800,7 @@ def main(arguments: list[str] | None = None) -> None:
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     warnings.showwarning = lambda message, *_, **__: print(
-        f"dreamsa: warning: {message}", file=sys.stderr
+        f"dreamsa: warning: {printable(message)}", file=sys.stderr
     )
     warnings.filterwarnings("ignore", category=FutureWarning)
     debug = "--debug" in tokens

@@ -312,8 +312,8 @@ class ControlConfig:
 class EditConfig:
     """An edit as numbers: how it leaves the local minimum of its parent's scene."""
 
-    parent: str
-    """Id of the run that the scene was taken from."""
+    parent: Annotated[str, Field(pattern=r"^[^/\\\x00-\x1f\x7f]*$", max_length=255)]
+    """Id of the run that the scene was taken from: the name of a folder."""
     eta: Fraction = 0.0
     """Fraction of the way towards a random scene before the first step (Perturb-and-Revise,
     arXiv:2412.05279)."""
@@ -328,6 +328,8 @@ class EditConfig:
     control: ControlConfig | None = None
 
     def __post_init__(self) -> None:
+        if self.parent in (".", ".."):
+            raise ValueError(f"edit.parent must be the id of a run, got {self.parent!r}.")
         if self.moments == "keep" and (self.eta or self.ascent_steps or self.control):
             raise ValueError(
                 "edit.moments = keep needs a plain edit (eta = 0, no ascent): every other "

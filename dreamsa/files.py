@@ -1,8 +1,10 @@
 """Atomic writes: under its final name a file is complete or absent, whatever interrupts the
 writer."""
 
+import errno
 import json
 import os
+import stat
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -37,6 +39,28 @@ def write_atomic(path: Path, content: bytes | Callable[[Path], Any]) -> None:
         part.unlink(missing_ok=True)
         raise
     sync(path.parent)
+
+
+def read_plain(path: Path, limit: int = 2**26) -> bytes:
+    """Read an ordinary file that somebody else may have made.
+
+    Args:
+        limit: Maximum number of bytes.
+
+    Raises:
+        OSError: It is a symbolic link, which is not followed, a device or a pipe, or larger than
+            the limit.
+    """
+    flags = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+    if path.is_symlink():
+        raise OSError(errno.ELOOP, "It is a symbolic link, which is not followed", str(path))
+    with open(os.open(path, os.O_RDONLY | flags), "rb") as file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise OSError(errno.EINVAL, "It is not an ordinary file", str(path))
+        content = file.read(limit + 1)
+    if len(content) > limit:
+        raise OSError(errno.EFBIG, f"It is larger than {limit} bytes", str(path))
+    return content
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -3,6 +3,7 @@
 A run's folder and configuration are written once; only its record, metrics and newest files change.
 """
 
+import hashlib
 import json
 import os
 import re
@@ -16,15 +17,16 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple, NotRequired
 
 from filelock import FileLock, Timeout
-from pydantic import TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter, ValidationError, with_config
 from typing_extensions import TypedDict
 
 from dreamsa import checkpoint
-from dreamsa.config import RunConfig, read_config, to_json
-from dreamsa.files import FILE_MODE, write_atomic, write_json
+from dreamsa.config import RunConfig, from_json, to_json
+from dreamsa.files import FILE_MODE, read_plain, write_atomic, write_json
+from dreamsa.text import printable
 from dreamsa.version import __version__
 
 SCHEMA = 3
@@ -43,6 +45,24 @@ class Ancestor(TypedDict):
     prompt: str
 
 
+RunStatus = Literal["created", "running", "stopped", "failed", "finished"]
+Count = Annotated[int, Field(ge=0, le=1_000_000)]
+
+
+Number = Annotated[float, Field(allow_inf_nan=False)] | None
+
+
+@with_config(extra="allow")
+class Metrics(TypedDict):
+    """What readers use of a line of metrics.jsonl; None is a number that was not finite."""
+
+    step: Count
+    seconds: NotRequired[Number]
+    grad_norm: NotRequired[Number]
+    grad_dot_latents: NotRequired[Number]
+    phase: NotRequired[str]
+
+
 class Record(TypedDict):
     """Required entries of run.json; there are more."""
 
@@ -51,9 +71,9 @@ class Record(TypedDict):
     prompt: str
     parent: str | None
     lineage: list[Ancestor]
-    status: str
-    step: int
-    steps: int
+    status: RunStatus
+    step: Count
+    steps: Count
     created: str
     version: str
     device: str
@@ -77,11 +97,15 @@ class Run:
         """run.json.
 
         Raises:
-            RunError: Unreadable, of another schema, or an entry is missing or of the wrong type.
+            RunError: Unreadable, of another schema, an entry is missing or of the wrong type, or
+                the folder holds symbolic links.
         """
         path = self.path / "run.json"
         try:
-            record = json.loads(path.read_text())
+            self._refuse_links()
+            record = json.loads(read_plain(path))
+        except RunError:
+            raise
         except (OSError, ValueError, RecursionError) as error:
             raise RunError(f"{path} cannot be read ({type(error).__name__}: {error}).") from error
         schema = record.get("schema") if isinstance(record, dict) else None
@@ -99,9 +123,34 @@ class Run:
             raise RunError(f"{path} is damaged: {entry}: {first['msg']}.") from error
         return record
 
+    def _refuse_links(self) -> None:
+        """Raise RunError if the folder holds symbolic links, which could lead anywhere."""
+        links = sorted(entry.name for entry in os.scandir(self.path) if entry.is_symlink())
+        if links:
+            raise RunError(
+                f"Run {self.id} holds symbolic links ({', '.join(links)}), which are not followed. "
+                f"Put files and folders in their place in {self.path}."
+            )
+
     @property
     def config(self) -> RunConfig:
-        return read_config(self.path / "config.json")
+        """config.json.
+
+        Raises:
+            RunError: Unreadable, or not the file that the run was created with.
+        """
+        path, known = self.path / "config.json", self.record.get("config_sha256")
+        try:
+            content = read_plain(path)
+            config = from_json(json.loads(content))
+        except (OSError, ValueError, RecursionError) as error:
+            raise RunError(f"Cannot read the configuration {path}: {error}") from error
+        if known not in (None, hashlib.sha256(content).hexdigest()):
+            raise RunError(
+                f"{path} is not the file that run {self.id} was created with: its SHA-256 differs. "
+                f"Restore it, or start a new run with --config {shlex.quote(str(path))}."
+            )
+        return config
 
     @property
     def prompt(self) -> str:
@@ -122,6 +171,10 @@ class Run:
     @property
     def checkpoints(self) -> Path:
         return self.path / "checkpoints"
+
+    @property
+    def newest_preview(self) -> Path | None:
+        return max((self.path / "previews").glob("[0-9]*.png"), default=None)
 
     @property
     def latest_checkpoint(self) -> Path:
@@ -151,7 +204,7 @@ class Run:
         one."""
         folder = self.path.parent
         words = [] if folder.resolve() == runs_folder().resolve() else ["--runs", str(folder)]
-        return shlex.join(["dreamsa", verb, self.id, *arguments, *words])
+        return printable(shlex.join(["dreamsa", verb, self.id, *arguments, *words]))
 
     def update(self, **changes: Any) -> None:
         """Change entries of run.json, atomically."""
@@ -162,12 +215,13 @@ class Run:
         self.update(status="running", process=_this_process(), **changes)
 
     def metrics(self) -> list[dict[str, Any]]:
-        """One dictionary per logged step; incomplete lines are left out."""
-        path = self.path / "metrics.jsonl"
+        """One dictionary per logged step; lines that are damaged, and a file that cannot be read,
+        are left out, so that they never block a run."""
         rows = []
-        for line in path.read_text().splitlines() if path.exists() else []:
-            with suppress(ValueError):
-                rows.append(json.loads(line))
+        with suppress(OSError):
+            for line in read_plain(self.path / "metrics.jsonl", 2**28).split(b"\n"):
+                with suppress(ValueError):
+                    rows.append(_metrics_type().validate_json(line, strict=True))
         return rows
 
     def cut_metrics(self, step: int) -> None:
@@ -181,10 +235,11 @@ class Run:
         """Hold the run for writing.
 
         Raises:
-            RunError: Another process holds it, or the folder is read-only.
+            RunError: Another process holds it, the folder is read-only or holds symbolic links.
         """
         lock = FileLock(self.path / ".lock", mode=FILE_MODE)
         try:
+            self._refuse_links()
             lock.acquire(timeout=0)
         except Timeout as error:
             raise RunError(
@@ -229,6 +284,7 @@ def new_run(config: RunConfig, parent: Run | None, folder: Path, facts: dict[str
         folder.mkdir(parents=True, exist_ok=True)
         path = _new_folder(folder, slug(config.prompt))
         write_json(path / "config.json", to_json(config))
+        digest = hashlib.sha256((path / "config.json").read_bytes()).hexdigest()
         record = {
             "schema": SCHEMA,
             "id": path.name,
@@ -240,6 +296,7 @@ def new_run(config: RunConfig, parent: Run | None, folder: Path, facts: dict[str
             "steps": config.steps,
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
             "version": __version__,
+            "config_sha256": digest,
             **facts,
         }
         write_json(path / "run.json", record)
@@ -354,6 +411,11 @@ def branches(runs: Iterable[Run]) -> list[Branch]:
 @lru_cache
 def _record_type() -> TypeAdapter[Record]:
     return TypeAdapter(Record)
+
+
+@lru_cache
+def _metrics_type() -> TypeAdapter[Metrics]:
+    return TypeAdapter(Metrics)
 
 
 def _this_process() -> dict[str, Any]:

@@ -5,12 +5,17 @@ one, does not affect them. Input from the browser is untrusted: ids are looked u
 text.
 """
 
+import os
+import sys
 import time
+from collections.abc import Collection
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 try:
     import gradio as gr
+    from starlette.middleware import Middleware
 except ImportError as error:
     raise ImportError(
         "The page needs gradio, which is not installed. Install it with: pip install 'dreamsa[web]'"
@@ -23,6 +28,7 @@ from dreamsa.web import markup
 from dreamsa.web.client import add_endpoints
 from dreamsa.web.controller import Controller, open_controller
 from dreamsa.web.forms import CreateForm, EditForm
+from dreamsa.web.guard import MAX_BODY, Guard
 from dreamsa.web.panel import QUIET, SELECT_RUN, Panel, scroll_to
 
 POLL_SECONDS = 1.5
@@ -52,27 +58,54 @@ compares the methods of editing.</p>
 
 
 def serve(
-    host: str, port: int | None, runs: Path | str | None, share: bool, open_browser: bool
+    host: str,
+    port: int | None,
+    runs: Path | str | None,
+    share: bool,
+    open_browser: bool,
+    hosts: Collection[str] = (),
+    models: Collection[str] = (),
 ) -> int:
-    """Serve until SIGINT or SIGTERM, then save and stop all jobs; returns the signal's number."""
+    """Serve until SIGINT or SIGTERM, then save and stop all jobs; returns the signal's number.
+
+    Jobs that were waiting or running when an earlier server was killed are queued again.
+
+    Args:
+        hosts: Further names of this server, such as a proxy's.
+        models: Further models that the page offers.
+    """
     signals = stop_on_signals()
-    controller = open_controller(runs)
-    page, address = launch(
-        controller, server_name=host, server_port=port, share=share, inbrowser=open_browser
-    )
-    folder = controller.manager.folder
-    print(f"The page is at {address}   (runs: {folder}; Ctrl-C saves and stops)", flush=True)
-    while not signals:
-        time.sleep(0.2)
-    controller.manager.close()
-    page.close(verbose=False)
+    with TemporaryDirectory(prefix="dreamsa-web-", ignore_cleanup_errors=True) as private:
+        os.environ["GRADIO_TEMP_DIR"] = private  # else a folder that all users of a machine share
+        controller = open_controller(runs, Path(private) / "exports", models)
+        page, address = launch(
+            controller,
+            [*hosts, *([".gradio.live"] if share else [])],
+            server_name=host,
+            server_port=port,
+            share=share,
+            inbrowser=open_browser,
+        )
+        folder = controller.manager.folder
+        print(f"The page is at {address}   (runs: {folder}; Ctrl-C saves and stops)", flush=True)
+        controller.manager.restore()
+        while not signals:
+            time.sleep(0.2)
+        ended = controller.manager.close()
+        page.close(verbose=False)
+    if not ended:  # a step takes longer than the time to wait; its thread cannot be ended otherwise
+        print("dreamsa: a job did not stop in time; its last checkpoint is kept.", file=sys.stderr)
+        sys.stderr.flush()
+        os._exit(128 + signals[0])
     return signals[0]
 
 
-def launch(controller: Controller, **options: Any) -> tuple[gr.Blocks, str]:
+def launch(
+    controller: Controller, hosts: Collection[str] = (), **options: Any
+) -> tuple[gr.Blocks, str]:
     """Serve the page from threads of this process; returns it and its address.
 
-    `options` are those of gradio's `launch`.
+    `options` are those of gradio's `launch`; `hosts` are further names of this server.
 
     Raises:
         OSError: The port is taken.
@@ -89,7 +122,9 @@ def launch(controller: Controller, **options: Any) -> tuple[gr.Blocks, str]:
         enable_monitoring=False,
         ssr_mode=False,
         allowed_paths=[str(controller.exports)],
-        max_file_size="1mb",  # the page has no uploads, but gradio accepts them
+        max_file_size=MAX_BODY,
+        strict_cors=True,
+        app_kwargs={"middleware": [Middleware(Guard, hosts=hosts)]},
         theme=THEME,
         css_paths=Path(__file__).with_name("app.css"),
         **options,
@@ -110,7 +145,7 @@ def build(controller: Controller) -> gr.Blocks:
                 gr.Tabs(selected="create") as tabs,
             ):
                 with gr.Tab("Create", id="create"):
-                    create_form = CreateForm()
+                    create_form = CreateForm(controller.models)
                 with gr.Tab("Edit", id="edit"):
                     edit_form = EditForm()
                 with gr.Tab("Gallery", id="gallery"):

@@ -10,6 +10,7 @@ from dreamsa.choices import ESCAPES, PRESETS, EscapeName, PresetName
 from dreamsa.config import TOYBOX, EditConfig, RunConfig, edited, to_json
 from dreamsa.presets import edit_length, preset
 from dreamsa.runs import Run, parent_of, runs_folder
+from dreamsa.text import printable
 
 
 def command_line(run: Run, folder: Path) -> str:
@@ -33,7 +34,7 @@ def command_line(run: Run, folder: Path) -> str:
         words += [f"--{key.replace('_', '-')}", str(value)]
     for key, value in changes.items():
         words += ["--set", f"{key}={json.dumps(value)}"]
-    return shlex.join(words + ([] if _is_default(folder) else ["--runs", str(folder)]))
+    return printable(shlex.join(words + ([] if _is_default(folder) else ["--runs", str(folder)])))
 
 
 def python_code(run: Run, folder: Path) -> str:
@@ -58,7 +59,7 @@ def python_code(run: Run, folder: Path) -> str:
 def _unrepeatable(edit: EditConfig, folder: Path) -> str:
     if edit.control is not None:
         return f"# A control of a study ({edit.control.kind}), which no command repeats."
-    return f"# The parent of this edit, {edit.parent}, is no longer in {folder}."
+    return printable(f"# The parent of this edit, {edit.parent}, is no longer in {folder}.")
 
 
 def _nearest_preset(config: RunConfig) -> tuple[PresetName, dict[str, Any]]:

@@ -1,6 +1,7 @@
 """Operations of the page, independent of its components."""
 
 import time
+from collections.abc import Collection
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -8,11 +9,12 @@ from typing import Any, NamedTuple
 from dreamsa import api
 from dreamsa.choices import Format, PresetName
 from dreamsa.config import TOYBOX, RunConfig
-from dreamsa.files import write_atomic
-from dreamsa.presets import preset, usual_preset
+from dreamsa.files import read_plain, write_atomic
+from dreamsa.presets import KNOWN_MODELS, preset, usual_preset
 from dreamsa.runs import RunError, branches, damaged_runs, runs_folder
 from dreamsa.settings import parse_setting, with_overrides
 from dreamsa.web import examples, images, pace
+from dreamsa.web.guard import MAX_STEPS, check_budget
 from dreamsa.web.jobs import JobManager, Status
 
 ERRORS = (ValueError, RuntimeError, OSError)
@@ -32,6 +34,8 @@ FILES = {
 EXPORTS: dict[str, str] = {**MESHES, **{kind: label for kind, (label, _) in FILES.items()}}
 """Labels of all downloads."""
 LISTING_SECONDS = 1.0
+MAX_DOWNLOAD = 2**30
+"""Bytes."""
 
 
 class Listing(NamedTuple):
@@ -82,14 +86,17 @@ def _whole_number(value: float | None, name: str) -> int | None:
 class Controller:
     """Starts, resumes, exports and lists runs for the page and its clients."""
 
-    def __init__(self, manager: JobManager, exports: Path) -> None:
+    def __init__(self, manager: JobManager, exports: Path, models: Collection[str] = ()) -> None:
         self.manager = manager
         self.exports = exports
+        self.models = [TOYBOX, *KNOWN_MODELS, *models]
+        """Models that clients may name: a free choice would tell which paths exist."""
         self._listing: Listing | None = None
         self._listed_at = 0.0
 
     def generate(self, config: RunConfig) -> str:
         """Queue a generation; returns the run's id."""
+        check_budget(config, self.models)
         return self.manager.submit(lambda: api.generate(config=config, runs=self.manager.folder))
 
     def edit(self, parent: str, prompt: str, **options: Any) -> str:
@@ -97,6 +104,8 @@ class Controller:
         run, options["runs"] = self.manager.find(parent), self.manager.folder
         for name in ("steps", "ascent_steps", "seed"):
             options[name] = _whole_number(options.get(name), name)
+        if (options["steps"] or 0) > MAX_STEPS:
+            raise ValueError(f"steps must be at most {MAX_STEPS}, got {options['steps']}.")
         return self.manager.submit(lambda: api.edit(run, prompt, **options))
 
     def resume(self, run_id: str) -> str:
@@ -120,16 +129,17 @@ class Controller:
         if kind not in FILES:
             return api.export(run, format=kind, out=target, runs=self.manager.folder)  # pyright: ignore[reportArgumentType]
         source = run.path / FILES[kind][1]
-        if not source.is_file():
+        if not source.exists():
             raise RunError(
                 f"Run {run.id} has no {source.name}; it is {run.status}. "
                 f"If it is finished, write the file again: {run.command('render')}"
             )
-        write_atomic(target, source.read_bytes())
+        write_atomic(target, read_plain(source, MAX_DOWNLOAD))
         return target
 
     def probe(self, config: RunConfig) -> pace.Pace:
         """Time a few steps of a configuration in the queue; returns when they are done."""
+        check_budget(config, self.models)
         probes: list[pace.Probe] = []
 
         def start() -> pace.Probe:
@@ -160,8 +170,15 @@ class Controller:
         self._listing = None
 
 
-def open_controller(runs: Path | str | None = None) -> Controller:
-    """A controller of a folder of runs; copies the shipped examples into an empty one."""
+def open_controller(
+    runs: Path | str | None, exports: Path, models: Collection[str] = ()
+) -> Controller:
+    """A controller of a folder of runs; copies the shipped examples into an empty one.
+
+    Args:
+        exports: Folder that is served; nobody else may write to it.
+        models: Further models that clients may name.
+    """
     folder = runs_folder(runs).resolve()
     examples.install(folder)
-    return Controller(JobManager(folder), folder / "exports")
+    return Controller(JobManager(folder), exports, models)

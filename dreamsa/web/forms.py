@@ -1,7 +1,7 @@
 """The forms that create and edit runs."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, get_args
 
 import gradio as gr
@@ -10,7 +10,7 @@ from dreamsa.choices import DEFAULT_ESCAPE, ESCAPES, PRESETS, EscapeName, Moment
 from dreamsa.config import TOYBOX, EditConfig, ModelConfig, RunConfig
 from dreamsa.device import resolve_device
 from dreamsa.guidance.stable_diffusion import vocabulary
-from dreamsa.presets import KNOWN_MODELS, edit_length, preset
+from dreamsa.presets import edit_length, preset
 from dreamsa.runs import RunError
 from dreamsa.settings import with_overrides
 from dreamsa.web import markup, pace
@@ -28,7 +28,7 @@ COUNT: Any = {"precision": 0, "minimum": 0, "min_width": 90}
 class CreateForm:
     """The form that creates a run; `values` are the arguments of `make_config`."""
 
-    def __init__(self) -> None:
+    def __init__(self, models: Sequence[str]) -> None:
         default = preset(TOYBOX, "")
         self.prompt = gr.Textbox(
             label="Prompt", placeholder="a rabbit", autofocus=True, elem_id="prompt", **PROMPT
@@ -40,11 +40,10 @@ class CreateForm:
                 f"<p>{markup.text(known)} Other prompts need another model.</p></details>"
             )
         self.model = gr.Dropdown(
-            [TOYBOX, *KNOWN_MODELS],
+            list(models),
             value=TOYBOX,
             label="Model",
-            info="toybox (embedded), a folder or a Hub id",
-            allow_custom_value=True,
+            info="toybox (embedded), or a Hub id",
         )
         with gr.Row(elem_classes="pair"):
             self.steps = gr.Number(default.steps, label="Steps", elem_id="steps", **COUNT)

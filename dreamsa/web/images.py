@@ -1,7 +1,14 @@
-"""Images of the page, made from a run's files and small enough to be embedded in it."""
+"""Images of the page, made from a run's files and small enough to be embedded in it.
+
+The files may be somebody else's: links are not followed, and sizes are bounded before decoding.
+"""
 
 import base64
 import io
+import struct
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -10,10 +17,15 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, ImageSequence
 
+from dreamsa.files import read_plain
 from dreamsa.runs import Run
 
 FRAMES = 60
 """Frames of a side-by-side turntable."""
+MAX_BYTES, MAX_PIXELS = 2**25, 2**26
+"""Of a file that is shown; pixels of all frames."""
+BROKEN = (ValueError, SyntaxError, EOFError, struct.error, zlib.error, Image.DecompressionBombError)
+"""What Pillow raises, besides OSError, for damaged files."""
 
 
 def data_uri(data: bytes) -> str:
@@ -21,22 +33,49 @@ def data_uri(data: bytes) -> str:
     return f"data:image/webp;base64,{base64.b64encode(data).decode()}"
 
 
+def turntable(run: Run) -> str:
+    """A run's turntable as a data URI; empty if it has none."""
+    path = run.path / "turntable.webp"
+    if not path.exists():
+        return ""
+    data = read_plain(path, MAX_BYTES)
+    return data_uri(data) if data[:4] == b"RIFF" and data[8:12] == b"WEBP" else ""
+
+
+@contextmanager
+def _opened(path: Path, kind: str) -> Iterator[Image.Image]:
+    """An image file of one kind.
+
+    Raises:
+        OSError: No such image, a damaged one, or one that is too large to decode.
+    """
+    try:
+        with Image.open(io.BytesIO(read_plain(path, MAX_BYTES)), formats=(kind,)) as image:
+            frames, size = getattr(image, "n_frames", 1), f"{image.width} x {image.height}"
+            if min(image.size) < 16 or image.width * image.height * frames > MAX_PIXELS:
+                raise OSError(f"{path} cannot be shown: it has {frames} x {size} pixels.")
+            yield image
+    except BROKEN as error:
+        raise OSError(f"{path} is a damaged image: {error}") from error
+
+
 def side_by_side(before: Run, after: Run) -> bytes | None:
     """Two turntables in one animation, which keeps them in step; None unless both exist."""
     paths = [run.path / "turntable.webp" for run in (before, after)]
-    if not all(path.is_file() for path in paths):
+    try:
+        return _side_by_side(*((path, path.stat().st_mtime_ns) for path in paths))
+    except OSError:
         return None
-    return _side_by_side(*((path, path.stat().st_mtime_ns) for path in paths))
 
 
 @lru_cache(maxsize=8)
 def _side_by_side(left: tuple[Path, int], right: tuple[Path, int]) -> bytes:
     frames = []
     for a, b in zip(animation(left[0], FRAMES), animation(right[0], FRAMES), strict=True):
-        height = a.shape[0]
-        if b.shape[0] != height:
-            size = round(b.shape[1] * height / b.shape[0]), height
-            b = np.asarray(Image.fromarray(b).resize(size, Image.Resampling.LANCZOS))
+        height, width = a.shape[:2]
+        if b.shape != a.shape:
+            resized = Image.fromarray(b).resize((width, height), Image.Resampling.LANCZOS)
+            b = np.asarray(resized)
         gap = np.full((height, 4, 3), 128, np.uint8)
         frames.append(Image.fromarray(np.concatenate([a, gap, b], 1)))
     return _webp(
@@ -61,7 +100,7 @@ def animation(path: Path, count: int) -> UInt8[np.ndarray, "count h w 3"]:
 
     By time and not by index, because a file stores a series of equal frames as one long frame.
     """
-    with Image.open(path, formats=("WEBP",)) as image:
+    with _opened(path, "WEBP") as image:
         frames, ends, end = [], [], 0.0
         for frame in ImageSequence.Iterator(image):
             frame.load()
@@ -77,9 +116,10 @@ def before_and_after(
 ) -> tuple[UInt8[np.ndarray, "512 512 3"], UInt8[np.ndarray, "512 512 3"]] | None:
     """Two runs from one camera, 45 degrees beside the front; None unless both have a sheet."""
     paths = [run.path / "contact_sheet.png" for run in (before, after)]
-    if not all(path.is_file() for path in paths):
+    try:
+        return _second_view(paths[0]), _second_view(paths[1])
+    except OSError:
         return None
-    return _second_view(paths[0]), _second_view(paths[1])
 
 
 def _second_view(path: Path) -> UInt8[np.ndarray, "512 512 3"]:
@@ -92,15 +132,14 @@ def _second_view(path: Path) -> UInt8[np.ndarray, "512 512 3"]:
 
 def read_png(path: Path) -> UInt8[np.ndarray, "h w 3"]:
     """A png file as RGB."""
-    with Image.open(path, formats=("PNG",)) as image:
+    with _opened(path, "PNG") as image:
         return np.asarray(image.convert("RGB"))
 
 
 def thumbnail(run: Run) -> str | None:
     """The first view of a run's contact sheet, or else newest preview, as a data URI."""
     path = run.path / "contact_sheet.png"
-    if not path.is_file():
-        path = max((run.path / "previews").glob("[0-9]*.png"), default=path)
+    path = path if path.exists() else run.newest_preview or path
     try:
         return _thumbnail(path, path.stat().st_mtime_ns)
     except OSError:

@@ -4,7 +4,9 @@ A job has the id of its run. Progress is read from the run's folder, so that run
 line show as well and a restarted server finds all of them.
 """
 
+import json
 import re
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
@@ -14,10 +16,13 @@ from statistics import median
 from threading import Condition, Lock, Thread
 from typing import Any, Literal
 
-from dreamsa.job import Job, Progress
+from dreamsa.files import read_plain, write_json
+from dreamsa.job import Job, Progress, resume
 from dreamsa.runs import Run, RunError, list_runs
 
 MAX_WAITING = 16
+QUEUE = ".queue.json"
+"""File of a folder of runs: the ids of running and waiting jobs."""
 
 State = Literal["queued", "running", "stopping", "created", "stopped", "failed", "finished"]
 
@@ -95,7 +100,7 @@ class JobManager:
                     thread = Thread(target=self._serve, args=(job.device,), daemon=True)
                     self._threads[job.device] = thread
                     thread.start()
-                self._changed.notify_all()
+                self._announce()
         return job.id
 
     def stop(self, run_id: str) -> None:
@@ -114,7 +119,7 @@ class JobManager:
             job.stopping = True
             if job in self._waiting:
                 self._waiting.remove(job)
-            self._changed.notify_all()
+            self._announce()
 
     def find(self, run_id: object) -> Run:
         """The run with exactly this id, which is looked up and never interpreted as a path.
@@ -193,19 +198,42 @@ class JobManager:
             seconds,
             eta_seconds=None if seconds is None else (record["steps"] - step) * seconds,
             error=error if state == "failed" else "",
-            preview=max((run.path / "previews").glob("[0-9]*.png"), default=None),
+            preview=run.newest_preview,
         )
 
-    def close(self, timeout: float = 30.0) -> None:
-        """Save and stop the running jobs; those waiting can be resumed later."""
+    def restore(self) -> None:
+        """Queue the jobs again that ran or waited when an earlier server was killed."""
+        with suppress(OSError, ValueError):
+            known = json.loads(read_plain(self.folder / QUEUE))
+            for run_id in known if isinstance(known, list) else []:
+                with suppress(ValueError, RuntimeError, OSError):
+                    run = self.find(run_id)
+                    self.submit(lambda run=run: resume(run, self.folder))
+
+    def close(self, timeout: float = 30.0) -> bool:
+        """Save and stop the running jobs; those waiting can be resumed later.
+
+        Returns:
+            Whether all have stopped after `timeout` seconds.
+        """
         with self._changed:
             self._closed = True
             self._waiting.clear()
             for job in self._running.values():
                 job.stopping = True
-            self._changed.notify_all()
+            self._announce()
+        deadline = time.monotonic() + timeout
         for thread in self._threads.values():
-            thread.join(timeout)
+            thread.join(max(deadline - time.monotonic(), 0))
+        return not any(thread.is_alive() for thread in self._threads.values())
+
+    def _announce(self) -> None:
+        """After a change of the queue: write its file, from which `restore` reads, and wake all."""
+        jobs = [] if self._closed else self._jobs()
+        ids = [job.id for job in jobs if job.work.run.path.parent == self.folder]
+        with suppress(OSError):  # a full disk must not end the jobs
+            write_json(self.folder / QUEUE, ids)
+        self._changed.notify_all()
 
     def _jobs(self) -> list[_Job]:
         return [*self._running.values(), *self._waiting]
@@ -239,7 +267,7 @@ class JobManager:
                 if error:
                     self._errors[job.id] = error
                 del self._running[device]
-                self._changed.notify_all()
+                self._announce()
 
 
 def pace_of(metrics: Iterable[dict[str, Any]]) -> float | None:

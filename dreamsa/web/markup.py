@@ -31,7 +31,7 @@ def badge(status: Status, ascent_steps: int = 0) -> str:
         words = f"queued, {status.place} ahead"
     elif status.state in ("stopped", "failed") and status.step:
         words = f"{status.state} at {status.step}/{status.steps}"
-    return f'<span class="badge {kind}">{text(words)}</span>'
+    return f'<span class="badge {text(kind)}">{text(words)}</span>'
 
 
 def card(
@@ -111,8 +111,8 @@ def _row(
 ) -> str:
     image = '<span class="blank"></span>'
     if thumbnail:
-        image = f'<img src="{thumbnail}" alt="" width="48" height="48">'
-    prompt, facts, state = map(text, words)
+        image = f'<img src="{text(thumbnail)}" alt="" width="48" height="48">'
+    prompt, facts, state, kind = map(text, (*words, kind))
     return (
         f'<{tag} class="run" style="--depth:{depth}">{image}<span class="words">'
         f'<span class="prompt">{prompt}</span><span class="facts">{facts}</span></span>'
@@ -124,7 +124,7 @@ def animation(uri: str, alt: str, captions: Sequence[str] = ()) -> str:
     """A turntable, or two side by side in one image, with a caption under each."""
     kind = "pair" if captions else "single"
     spans = "".join(f"<span>{text(words)}</span>" for words in captions)
-    image = f'<img src="{uri}" alt="{text(alt)}"><figcaption>{spans}</figcaption>'
+    image = f'<img src="{text(uri)}" alt="{text(alt)}"><figcaption>{spans}</figcaption>'
     return f'<figure class="turntable {kind}">{image}</figure>' if uri else ""
 
 

@@ -4,13 +4,12 @@ from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import replace
 from functools import lru_cache
-from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 from dreamsa import api
-from dreamsa.config import RunConfig, read_config
+from dreamsa.config import RunConfig
 from dreamsa.job import Job, Progress
 from dreamsa.runs import Run
 
@@ -30,14 +29,13 @@ class Pace(NamedTuple):
 
 
 @lru_cache(maxsize=1000)
-def _config(path: Path, changed: int) -> RunConfig:
-    return read_config(path)
+def _config(run: Run, changed: int) -> RunConfig:
+    return run.config
 
 
 def config_of(run: Run) -> RunConfig:
     """A run's configuration, cached: it is written once and read often."""
-    path = run.path / "config.json"
-    return _config(path, path.stat().st_mtime_ns)
+    return _config(run, (run.path / "config.json").stat().st_mtime_ns)
 
 
 def measured(config: RunConfig, device: str, runs: Iterable[Run]) -> Pace | None:
@@ -55,7 +53,8 @@ def measured(config: RunConfig, device: str, runs: Iterable[Run]) -> Pace | None
         if record.get("device") == device and not record.get("example"):
             with suppress(ValueError, OSError):
                 same = workload(config_of(run)) == workload(config)
-        seconds = [row["seconds"] for row in run.metrics() if row.get("step")] if same else []
+        rows = run.metrics() if same else []
+        seconds = [row["seconds"] for row in rows if row["step"] and row.get("seconds")]
         if pace := _pace(seconds, run.id):
             return pace
     return None

@@ -192,9 +192,7 @@ def scroll_to(elem_id: str) -> str:
 
 def turntable_of(run: Run) -> str:
     """A run's turntable as HTML; empty if it has none."""
-    path = run.path / "turntable.webp"
-    uri = images.data_uri(path.read_bytes()) if path.is_file() else ""
-    return markup.animation(uri, f"turntable of {run.prompt}")
+    return markup.animation(images.turntable(run), f"turntable of {run.prompt}")
 
 
 def _finished(controller: Controller) -> list[tuple[str, str]]:
