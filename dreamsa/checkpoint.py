@@ -9,17 +9,17 @@ import json
 import shutil
 import tempfile
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from itertools import count
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from dreamsa.files import FOLDER_MODE, TEMPORARY, sync
+from dreamsa.files import FOLDER_MODE, TEMPORARY, own_prefix, read_plain, sync
 
 FORMAT = 1
 MANIFEST = "MANIFEST.json"
@@ -28,6 +28,7 @@ NAME = "[0-9]" * 8
 
 
 EARLIER = "Use an earlier checkpoint."
+T = TypeVar("T")
 
 
 class CheckpointError(ValueError):
@@ -53,7 +54,7 @@ def save(folder: Path, tensors: Groups, state: Mapping[str, Any]) -> None:
     if folder.exists():
         raise FileExistsError(f"{folder} exists already; a checkpoint is never overwritten.")
     folder.parent.mkdir(parents=True, exist_ok=True)
-    part = Path(tempfile.mkdtemp(prefix=TEMPORARY, dir=folder.parent))
+    part = Path(tempfile.mkdtemp(prefix=own_prefix(), dir=folder.parent))
     try:
         for name, group in tensors.items():
             plain = {key: v.detach().to("cpu", copy=True).contiguous() for key, v in group.items()}
@@ -88,7 +89,7 @@ def save_step(
         keep: Number of complete checkpoints to keep; None keeps all.
 
     Raises:
-        OSError: The disk is full or read-only.
+        OSError: The disk is full or read-only, or returns other bytes than were written.
     """
     target = folder / f"{step:08d}"
     if target.exists() and damage(target) is not None:
@@ -96,6 +97,8 @@ def save_step(
         target.rename(next(path for path in names if not path.exists()))
     if not target.exists():
         save(target, tensors, state)
+        if problem := damage(target):
+            raise OSError(f"{problem} It has just been written: check the disk.")
     if keep is not None:
         prune(folder, keep)
     return target
@@ -112,13 +115,13 @@ def load(folder: Path) -> Checkpoint:
     if "state.json" not in manifest:
         raise CheckpointError(f"{folder} is incomplete: state.json is missing. {EARLIER}")
     try:
-        state = json.loads((folder / "state.json").read_text())
+        state = json.loads(read_plain(folder / "state.json"))
         tensors = {
             name.removesuffix(".safetensors"): load_file(folder / name)
             for name in manifest
             if name.endswith(".safetensors")
         }
-    except (ValueError, RecursionError, SafetensorError) as error:
+    except (OSError, ValueError, RecursionError, SafetensorError) as error:
         raise CheckpointError(f"{folder} cannot be read: {error}. {EARLIER}") from error
     if not isinstance(state, dict):
         kind = type(state).__name__
@@ -137,11 +140,29 @@ def damage(folder: Path) -> str | None:
 
 def latest(folder: Path) -> Path | None:
     """The newest complete checkpoint in `folder`; damaged ones are skipped with a warning."""
-    for path in _newest_first(folder):
-        problem = damage(path)
-        if problem is None:
-            return path
-        warnings.warn(f"{problem} Using the checkpoint before it.", stacklevel=2)
+
+    def verified(path: Path) -> Path:
+        _verify(path, _read_manifest(path))
+        return path
+
+    return newest(folder, verified)
+
+
+def newest(folder: Path, use: Callable[[Path], T]) -> T | None:
+    """What `use` returns for the newest checkpoint that it does not refuse.
+
+    Checkpoints for which it raises CheckpointError are skipped with a warning; those that a writer
+    removes meanwhile, silently.
+    """
+    tried: set[Path] = set()
+    while waiting := [path for path in _newest_first(folder) if path not in tried]:
+        path = waiting[0]
+        tried.add(path)
+        try:
+            return use(path)
+        except CheckpointError as error:
+            if path.exists():
+                warnings.warn(f"{error} Using the checkpoint before it.", stacklevel=3)
     return None
 
 
@@ -161,7 +182,7 @@ def prune(folder: Path, keep: int = 2) -> None:
 
 
 def _newest_first(folder: Path) -> list[Path]:
-    return sorted(folder.glob(NAME), reverse=True) if folder.is_dir() else []
+    return sorted((p for p in folder.glob(NAME) if not p.is_symlink()), reverse=True)
 
 
 def pack_optimizer(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -178,17 +199,41 @@ def pack_optimizer(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor],
 def unpack_optimizer(
     optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor], state: Mapping[str, Any]
 ) -> None:
-    """Undo `pack_optimizer`, into an optimizer over the same parameters."""
+    """Undo `pack_optimizer`, into an optimizer over the same parameters.
+
+    Raises:
+        CheckpointError: The state is of another optimizer, or not finite; nothing is changed.
+    """
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
     entries: dict[int, dict[str, Any]] = {}
-    for key, value in (*tensors.items(), *state["scalars"].items()):
-        index, _, name = key.partition(".")
-        entries.setdefault(int(index), {})[name] = value
-    optimizer.load_state_dict({"state": entries, "param_groups": state["groups"]})
+    try:
+        groups = state["groups"]
+        for key, value in (*tensors.items(), *state["scalars"].items()):
+            index, _, name = key.partition(".")
+            shape = parameters[int(index)].shape
+            if isinstance(value, Tensor) and not (
+                value.shape in (shape, ()) and bool(value.isfinite().all())
+            ):
+                raise ValueError(f"{key} has shape {tuple(value.shape)}, or is not finite")
+            entries.setdefault(int(index), {})[name] = value
+        wanted = optimizer.state_dict()["param_groups"]
+        if [_outline(group) for group in groups] != [_outline(group) for group in wanted]:
+            raise ValueError("it has other parameter groups")
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
+        reason = f"{type(error).__name__}: {error}"
+        raise CheckpointError(f"The optimizer's state does not fit: {reason}. {EARLIER}") from error
+    optimizer.load_state_dict({"state": entries, "param_groups": groups})
+
+
+def _outline(group: Mapping[str, Any]) -> tuple[Any, ...]:
+    """A parameter group without its numbers."""
+    kinds = {name: str if isinstance(value, str) else None for name, value in group.items()}
+    return kinds, group["params"], group.get("name")
 
 
 def _read_manifest(folder: Path) -> dict[str, dict[str, Any]]:
     try:
-        manifest = json.loads((folder / MANIFEST).read_text())
+        manifest = json.loads(read_plain(folder / MANIFEST))
         if manifest["format"] != FORMAT:
             raise CheckpointError(
                 f"{folder} has checkpoint format {manifest['format']!r}, this version reads "
@@ -209,7 +254,7 @@ def _read_manifest(folder: Path) -> dict[str, dict[str, Any]]:
         raise CheckpointError(f"{folder} is not a checkpoint: it has no {MANIFEST}.") from error
     except CheckpointError:
         raise
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise CheckpointError(f"{folder / MANIFEST} is damaged: {error}.") from error
 
 
@@ -217,9 +262,13 @@ def _verify(folder: Path, manifest: Mapping[str, Mapping[str, Any]]) -> None:
     """Compare every file with the manifest."""
     for name, facts in manifest.items():
         path = folder / name
-        if not path.is_file():
+        if not path.is_file() or path.is_symlink():
             raise CheckpointError(f"{folder} is incomplete: {name} is missing. {EARLIER}")
-        if path.stat().st_size != facts["bytes"] or _sha256(path) != facts["sha256"]:
+        try:
+            same = path.stat().st_size == facts["bytes"] and _sha256(path) == facts["sha256"]
+        except OSError as error:  # removed meanwhile, or unreadable
+            raise CheckpointError(f"{path} cannot be read: {error}. {EARLIER}") from error
+        if not same:
             raise CheckpointError(
                 f"{path} is damaged: its SHA-256 is not the one in {MANIFEST}. {EARLIER}"
             )

@@ -12,7 +12,9 @@ import shlex
 import sys
 import time
 import warnings
-from collections.abc import Iterable
+from collections.abc import Generator, Iterable
+from contextlib import closing
+from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
@@ -494,7 +496,7 @@ def list_(*, runs: Runs = None, json: Json = False) -> None:
             {"id": path.parent.name, "status": "damaged", "path": str(path), "error": why}
             for path, why in damaged
         ]
-        print(json_module.dumps(rows + broken))
+        print(_json(rows + broken))
         return
     for branch, record, status in tree:
         indent = "    " * (branch.depth - 1) + ("└── " if branch.depth else "")
@@ -664,7 +666,7 @@ def _overrides(pairs: list[str] | None, given: dict[str, Any] | None = None) -> 
 
 
 def _print_facts(facts: dict[str, Any], as_json: bool) -> None:
-    for line in [json_module.dumps(facts)] if as_json else _lines(facts):
+    for line in [_json(facts)] if as_json else _lines(facts):
         print(line)
 
 
@@ -692,15 +694,17 @@ def _follow(job: "Job", as_json: bool, quiet: bool) -> None:
         return
     signals, run = stop_on_signals(), job.run
     try:
-        for _ in _shown(job, as_json, quiet):
-            if signals:
-                break
+        with closing(_shown(job, as_json, quiet)) as shown:  # an error of the last save shows
+            for _ in shown:
+                if signals:
+                    break
     finally:
         job.stop()
     if signals and run.status != "finished":
         step = run.record["step"]
+        saved = f"at step {step} and saved" if step else "before the first step was done"
         print(
-            f"Stopped at step {step} and saved. Continue with: {run.command('resume')}",
+            f"Stopped {saved}. Continue with: {run.command('resume')}",
             file=sys.stderr,
         )
         raise SystemExit(128 + signals[0])
@@ -718,12 +722,13 @@ def _print_finished(run: "Run", as_json: bool, quiet: bool) -> None:
         print(f"{run.path}\n  {files}\nChange it:  {run.command('edit', 'a new prompt')}")
 
 
-def _shown(job: "Job", as_json: bool, quiet: bool) -> Iterable[Any]:
+def _shown(job: "Job", as_json: bool, quiet: bool) -> Generator[Any]:
     if as_json:
         for progress in job:
             facts = {**progress.result._asdict(), "event": "step", "steps": progress.steps}
             facts |= {"eta_seconds": round(progress.eta_seconds, 1), "run": job.run.id}
-            print(json_module.dumps({**facts, "preview": str(progress.preview or "")}), flush=True)
+            facts["preview"] = str(progress.preview or "")
+            print(_json(facts), flush=True)
             yield progress
     elif quiet:
         yield from job
@@ -731,7 +736,20 @@ def _shown(job: "Job", as_json: bool, quiet: bool) -> Iterable[Any]:
         yield from _with_bar(job)
 
 
-def _with_bar(job: "Job") -> Iterable[Any]:
+def _json(value: Any) -> str:
+    """JSON on one line; numbers that are not finite are null, because JSON has none."""
+
+    def finite(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: finite(entry) for key, entry in value.items()}
+        if isinstance(value, list | tuple):
+            return [finite(entry) for entry in value]
+        return None if isinstance(value, float) and not isfinite(value) else value
+
+    return json_module.dumps(finite(value), allow_nan=False)
+
+
+def _with_bar(job: "Job") -> Generator[Any]:
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
@@ -812,10 +830,14 @@ def main(arguments: list[str] | None = None) -> None:
     except BrokenPipeError:  # the reader of a pipe has left, such as `head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(141) from None
-    except (ValueError, RuntimeError, OSError, ImportError) as error:
+    except Exception as error:
         if debug:
             raise
-        fail(" ".join(str(error).split()) or type(error).__name__)
+        known = isinstance(error, ValueError | RuntimeError | OSError | ImportError)
+        words = [str(error)] if known and str(error) else [f"{type(error).__name__}: {error}"]
+        words += getattr(error, "__notes__", [])
+        words += [] if known else ["This is a bug of dreamsa; --debug shows where."]
+        fail(" ".join(" ".join(words).split()))
 
 
 if __name__ == "__main__":

@@ -61,6 +61,18 @@ def available_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def use_threads(count: int) -> None:
+    """Let torch compute with `count` threads from here on, on which its results depend.
+
+    numba sets OpenMP's number, which torch shares, when its first kernel starts: it is let do so
+    before.
+    """
+    import numba
+
+    numba.get_num_threads()
+    torch.set_num_threads(count)
+
+
 @dataclass(frozen=True)
 class Processes:
     """The processes of one run, each of which renders a part of every batch."""

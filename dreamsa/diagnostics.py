@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from dreamsa.choices import BACKENDS, BackendName
+from dreamsa.compiled import cache_folder
 from dreamsa.config import ModelConfig
 from dreamsa.device import available_cores, resolve_device
 from dreamsa.fields.backends import resolve_backend
@@ -33,6 +34,7 @@ def doctor() -> dict[str, Any]:
         "renderer": "{} ({})".format(*resolve_kernels(device)),
         "tiny-cuda-nn, to build": " && ".join(BUILD_COMMANDS),
         "ffmpeg": _ffmpeg(),
+        "compiled kernels": cache_folder(),
         "embedded model": _embedded_model(),
         "versions": {name: _version(name) for name in PACKAGES},
     }

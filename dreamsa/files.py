@@ -4,6 +4,7 @@ writer."""
 import errno
 import json
 import os
+import shutil
 import stat
 import tempfile
 from collections.abc import Callable
@@ -11,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 TEMPORARY = ".tmp-"
-"""Prefix of unfinished files and folders."""
+"""Prefix of unfinished files and folders; the number of the process that writes them follows."""
 _UMASK = os.umask(0)  # it can only be read by setting it
 os.umask(_UMASK)
 FILE_MODE, FOLDER_MODE = 0o666 & ~_UMASK, 0o777 & ~_UMASK
@@ -27,7 +28,7 @@ def write_atomic(path: Path, content: bytes | Callable[[Path], Any]) -> None:
     Raises:
         OSError: `path` cannot be written; what was there before is unchanged.
     """
-    handle, name = tempfile.mkstemp(prefix=TEMPORARY, suffix=path.suffix, dir=path.parent)
+    handle, name = tempfile.mkstemp(prefix=own_prefix(), suffix=path.suffix, dir=path.parent)
     os.close(handle)
     part = Path(name)
     try:
@@ -39,6 +40,34 @@ def write_atomic(path: Path, content: bytes | Callable[[Path], Any]) -> None:
         part.unlink(missing_ok=True)
         raise
     sync(path.parent)
+
+
+def own_prefix() -> str:
+    """Prefix of this process's unfinished files and folders."""
+    return f"{TEMPORARY}{os.getpid()}-"
+
+
+def remove_unfinished(folder: Path) -> None:
+    """Remove what writers that have died left unfinished in a folder and in those below it."""
+    for path in list(folder.rglob(f"{TEMPORARY}*")):
+        number = path.name.removeprefix(TEMPORARY).partition("-")[0]
+        if number.isdecimal() and is_alive(int(number)):
+            continue
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+
+
+def is_alive(pid: int) -> bool:
+    """Whether a process of this machine runs."""
+    try:
+        os.kill(pid, 0)
+    except PermissionError:  # another user's
+        return True
+    except (OSError, OverflowError):
+        return False
+    return True
 
 
 def read_plain(path: Path, limit: int = 2**26) -> bytes:
@@ -69,9 +98,12 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def sync(path: Path) -> None:
-    """Flush a file or folder to disk."""
+    """Flush a file or folder to disk; a folder only where its file system can do that."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    except OSError as error:  # VirtualBox's and some network's folders: EINVAL, ENOTSUP
+        if not path.is_dir() or error.errno in (errno.EIO, errno.ENOSPC):
+            raise
     finally:
         os.close(descriptor)

@@ -3,11 +3,13 @@ outputs."""
 
 import json
 import time
+import warnings
 from collections.abc import Generator, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from math import isfinite
 from pathlib import Path
+from traceback import format_exception
 from typing import Any, NamedTuple
 
 import torch
@@ -15,24 +17,30 @@ from torch import Tensor
 
 from dreamsa import checkpoint
 from dreamsa.config import RunConfig
-from dreamsa.device import Processes, resolve_device
+from dreamsa.device import Processes, resolve_device, use_threads
 from dreamsa.fields.backends import resolve_backend
 from dreamsa.guidance.prompts import ViewPrompt, check_prompt
+from dreamsa.guidance.score_model import GuidanceFailed
 from dreamsa.guidance.stable_diffusion import (
+    ModelNotFound,
     StableDiffusion,
     absolute_paths,
     check_prompt_words,
     locate_model,
+    weights_digest,
 )
 from dreamsa.outputs import write_outputs, write_preview
 from dreamsa.rendering.kernels import resolve_kernels
 from dreamsa.runs import Run, RunError, new_run, parent_of
 from dreamsa.scene import Scene
 from dreamsa.train import Method, StepResult, Training, displacement, new_training, train
+from dreamsa.version import __version__
 
 PREVIEW_SECONDS = 5.0
 LOG_EVERY = 10
 """Steps between two lines of metrics.jsonl."""
+EXACT = ("device", "backend", "kernels", "torch", "weights")
+"""Facts of a record that decide whether a resumed run is the unbroken one, bit for bit."""
 
 
 class Progress(NamedTuple):
@@ -103,6 +111,8 @@ def check(config: RunConfig) -> tuple[RunConfig, dict[str, Any]]:
         "backend": backend,
         "backend_reason": reason,
         "kernels": kernels,
+        "threads": torch.get_num_threads(),
+        "weights": weights_digest(config.model),
     }
     return config, {**facts, "torch": torch.__version__}
 
@@ -133,13 +143,15 @@ def resume(run: Run, folder: Path, method: Method | None = None) -> Job:
         RunError: The run is finished or in use, or an edit without a checkpoint has lost its
             parent.
     """
-    if run.status == "finished":
+    if run.status == "finished" and _is_complete(run):
         edit = run.command("edit", "a new prompt")
         raise RunError(f"Run {run.id} is finished. To change it, use: {edit}")
     config, facts = check(run.config)
     processes = Processes.current()
     if processes.is_first:
         with run.lock():
+            _warn_of_changes(run, facts)
+            facts["threads"] = run.record.get("threads", facts["threads"])
             run.update(**facts)
     processes.wait()  # the others read what the first has written
     parent = parent_of(run, folder)
@@ -150,6 +162,27 @@ def resume(run: Run, folder: Path, method: Method | None = None) -> Job:
             "Bring the parent back, or name its folder with --runs."
         )
     return Job(run, _work(run, config, parent, method, resuming=True))
+
+
+def _is_complete(run: Run) -> bool:
+    """Whether a finished run's last checkpoint is complete."""
+    try:
+        return bool(run.latest_checkpoint)
+    except RunError:
+        return False
+
+
+def _warn_of_changes(run: Run, facts: dict[str, Any]) -> None:
+    """Say what keeps a resumed run from being the unbroken one, bit for bit."""
+    record = run.record
+    changes = [
+        f"{name} {record[name]} -> {facts[name]}"
+        for name in EXACT
+        if record.get(name) not in (None, facts[name])
+    ]
+    if changes:
+        message = f"Run {run.id} resumes, but not bit for bit as unbroken: {', '.join(changes)}."
+        warnings.warn(message, stacklevel=4)
 
 
 def take_parent(training: Training, parent: Run) -> None:
@@ -172,21 +205,41 @@ def _work(
         return
     with run.lock():
         run.begin()
+        run.log(f"{'resume' if resuming else 'begin'}, dreamsa {__version__}, {_facts(run)}")
         try:
             yield from _train(run, config, parent, method, resuming, processes)
         except (GeneratorExit, KeyboardInterrupt):
             run.update(status="stopped")
+            run.log(f"stopped at step {run.record['step']}, saved")
             raise
-        except BaseException as error:
-            with suppress(OSError):  # on a full disk the error itself is enough
-                run.update(status="failed", error=f"{type(error).__name__}: {error}"[:2000])
-            if isinstance(error, OSError):
-                raise RunError(
-                    f"Run {run.id} stopped: {error}. Its last checkpoint is complete. When the "
-                    "disk can be written, "
-                    f"resume it: {run.command('resume')}"
-                ) from error
-            raise
+        except Exception as error:
+            failure = _failed(run, error)
+            if failure is error:
+                raise
+            raise failure from error
+        run.log("finished")
+
+
+def _facts(run: Run) -> str:
+    record = run.record
+    return ", ".join(f"{name} {record[name]}" for name in EXACT if name in record)
+
+
+def _failed(run: Run, error: Exception) -> Exception:
+    """Record a failure, and return an error that names the run, the step, what is saved and the
+    command that resumes it; the log has the traceback."""
+    words = " ".join(str(error).split())
+    with suppress(OSError, ValueError):  # on a full disk the error itself is enough
+        run.update(status="failed", error=f"{type(error).__name__}: {words}"[:2000])
+    run.log(f"failed\n{''.join(format_exception(error)).rstrip()}")
+    saved = max((path.name for path in run.checkpoints.glob(checkpoint.NAME)), default=None)
+    kept = f"Saved up to step {int(saved)}" if saved else "Nothing was saved"
+    report = f"{kept}; log: {run.path / 'log.txt'}. Resume it: {run.command('resume')}"
+    if isinstance(error, GuidanceFailed | ModelNotFound | RunError | checkpoint.CheckpointError):
+        error.add_note(report)
+        return error
+    kind = "" if isinstance(error, OSError | ValueError) else f"{type(error).__name__}: "
+    return RunError(f"Run {run.id} failed: {kind}{words or type(error).__name__}. {report}")
 
 
 def _train(
@@ -197,17 +250,16 @@ def _train(
     resuming: bool,
     processes: Processes,
 ) -> Generator[Progress]:
-    device = resolve_device(config.device)
-    training = new_training(config, device, method)
-    if parent is not None:
-        take_parent(training, parent)
+    device, threads = resolve_device(config.device), run.record.get("threads")
+    if isinstance(threads, int) and 0 < threads <= 1024:
+        use_threads(threads)
+    training = _fresh(config, device, method, parent)
+    found = _restore(run, training) if resuming else None
+    fresh = _fresh(config, device, method, parent) if resuming else training
+    training = training if found else fresh  # a checkpoint that does not fit may leave traces
     known = parent is not None or config.edit is None  # else the edit's starting point is lost
-    origin: dict[Tensor, Tensor] | None = None
-    if known:
-        origin = {p: p.detach().clone() for p in training.scene.parameters()}
-    newest = checkpoint.latest(run.checkpoints) if resuming else None
-    if newest is not None:
-        training.load(newest)
+    pairs = zip(training.scene.parameters(), fresh.scene.parameters(), strict=True)
+    origin = {p: start.detach().clone() for p, start in pairs} if known else None
     score = StableDiffusion.shared(config.model, device)
     degraded = config.distill.bridge_words
     prompt = ViewPrompt(score, config.prompt, config.negative_prompt, config.views, degraded)
@@ -219,7 +271,40 @@ def _train(
         if not training.in_step:
             recorder.save()
         raise
+    except Exception:
+        with suppress(Exception):  # the error itself matters more
+            if not training.in_step and training.is_finite():
+                recorder.save()
+        raise
     recorder.finish()
+
+
+def _fresh(
+    config: RunConfig, device: torch.device, method: Method | None, parent: Run | None
+) -> Training:
+    training = new_training(config, device, method)
+    if parent is not None:
+        take_parent(training, parent)
+    return training
+
+
+def _restore(run: Run, training: Training) -> Path | None:
+    """Load the newest checkpoint that fits and return it; None, and a warning if there are others,
+    without one."""
+
+    def load(path: Path) -> Path:
+        training.load(path)
+        return path
+
+    found = checkpoint.newest(run.checkpoints, load)
+    run.log(f"from checkpoint {found.name}" if found else "from step 0")
+    if found is None and any(run.checkpoints.glob(checkpoint.NAME)):
+        warnings.warn(
+            f"No checkpoint of run {run.id} is complete: it starts again from step 0, and ends in "
+            "the same scene.",
+            stacklevel=2,
+        )
+    return found
 
 
 class _Recorder:
@@ -266,6 +351,7 @@ class _Recorder:
         if self.writes:
             self.training.save(self.run.checkpoints)
             self.run.update(step=self.training.step)
+            self.run.log(f"saved step {self.training.step}")
 
     def finish(self) -> None:
         self.save()
@@ -283,5 +369,7 @@ class _Recorder:
         finite = {
             k: None if isinstance(v, float) and not isfinite(v) else v for k, v in values.items()
         }
+        if result.skipped:
+            self.run.log(f"step {result.step} skipped: the gradient was not finite")
         with (self.run.path / "metrics.jsonl").open("a") as file:
             file.write(json.dumps(finite) + "\n")

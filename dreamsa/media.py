@@ -17,7 +17,7 @@ Images = Float[Tensor, "b 3 h w"]
 
 
 class NoFfmpeg(RuntimeError):
-    """There is no ffmpeg program."""
+    """There is no ffmpeg program that can write H.264."""
 
 
 def to_uint8(
@@ -53,8 +53,14 @@ def write_mp4(frames: Frames, path: Path) -> None:
         with imageio.get_writer(part, format="FFMPEG", fps=FPS, **options) as writer:  # pyright: ignore[reportArgumentType]
             for frame in frames:
                 writer.append_data(frame)  # pyright: ignore[reportAttributeAccessIssue]
+        if not part.stat().st_size:
+            raise OSError("it wrote nothing")
 
-    write_atomic(path, write)
+    try:
+        write_atomic(path, write)
+    except (OSError, RuntimeError) as error:  # it is not there, lacks libx264, or has crashed
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise NoFfmpeg(f"{path.name} was not written: ffmpeg failed: {reason[:200]}.") from error
 
 
 def write_webp(frames: Frames, path: Path) -> None:

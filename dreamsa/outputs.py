@@ -90,7 +90,7 @@ def write_outputs(run: Run, scene: Scene, frames: int = 60, resolution: int = 12
 
 
 def write_turntable(frames: Frames, stem: Path) -> list[Path]:
-    """Write STEM.webp and, if ffmpeg is available, STEM.mp4; warns if it is not."""
+    """Write STEM.webp and, if ffmpeg can, STEM.mp4; warns if it cannot."""
     written = [stem.with_name(f"{stem.name}.webp"), stem.with_name(f"{stem.name}.mp4")]
     write_webp(frames, written[0])
     try:

@@ -25,7 +25,14 @@ from typing_extensions import TypedDict
 
 from dreamsa import checkpoint
 from dreamsa.config import RunConfig, from_json, to_json
-from dreamsa.files import FILE_MODE, read_plain, write_atomic, write_json
+from dreamsa.files import (
+    FILE_MODE,
+    is_alive,
+    read_plain,
+    remove_unfinished,
+    write_atomic,
+    write_json,
+)
 from dreamsa.text import printable
 from dreamsa.version import __version__
 
@@ -181,12 +188,13 @@ class Run:
         """The newest complete checkpoint.
 
         Raises:
-            RunError: There is none.
+            RunError: There is none, or the last one of a finished run is damaged.
         """
         found = checkpoint.latest(self.checkpoints)
-        if found is None:
+        if found is None or (self.status == "finished" and int(found.name) < self.record["steps"]):
+            problem = "complete checkpoint" if found is None else "complete last checkpoint"
             raise RunError(
-                f"Run {self.id} has no checkpoint yet. Start it again: {self.command('resume')}"
+                f"Run {self.id} has no {problem}. Train what is missing: {self.command('resume')}"
             )
         return found
 
@@ -211,8 +219,15 @@ class Run:
         write_json(self.path / "run.json", {**self.record, **changes})
 
     def begin(self, **changes: Any) -> None:
-        """Mark the run as running in this process."""
+        """Mark the run as running in this process, and remove what dead writers left unfinished."""
+        remove_unfinished(self.path)
         self.update(status="running", process=_this_process(), **changes)
+
+    def log(self, text: str) -> None:
+        """Append a line to log.txt. A log that cannot be written stops nothing."""
+        now = datetime.now(UTC).isoformat(timespec="seconds")
+        with suppress(OSError), (self.path / "log.txt").open("a", errors="replace") as file:
+            file.write(f"{now} {text}\n")
 
     def metrics(self) -> list[dict[str, Any]]:
         """One dictionary per logged step; lines that are damaged, and a file that cannot be read,
@@ -438,9 +453,8 @@ def _is_alive(process: Any) -> bool:
         pid, host, started = process["pid"], process["host"], process["started"]
         if host != socket.gethostname():
             return True
-        os.kill(pid, 0)
-    except PermissionError:  # another user's process
-        pass
-    except (OSError, TypeError, KeyError, OverflowError):
+        if not is_alive(pid):
+            return False
+    except (TypeError, KeyError):
         return False
     return started is None or _start_time(pid) in (started, None)

@@ -96,11 +96,14 @@ class Scene(nn.Module):
         tensors = {"field.sharpness": one, **tensors}  # scenes of earlier versions have none
         parameters = {name: value for name, value in tensors.items() if name != "occupancy"}
         found, wanted = (
-            {(name, tuple(value.shape)) for name, value in values.items()}
-            for values in (parameters, self.state_dict())
+            {
+                (name, tuple(value.shape), value.is_floating_point())
+                for name, value in values.items()
+            }
+            for values in (tensors, self.tensors())
         )
-        if found != wanted or "occupancy" not in tensors:
-            odd = sorted(found ^ wanted)[:2] or "no occupancy"
+        if found != wanted:
+            odd = sorted(found ^ wanted)[:2]
             raise ValueError(
                 f"The scene's tensors do not fit its configuration: {odd}. "
                 "Use the config.json beside it."

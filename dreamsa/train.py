@@ -9,14 +9,17 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from math import inf
 from pathlib import Path
-from typing import NamedTuple
+from typing import Annotated, Any, NamedTuple, NotRequired
 
 import torch
 from jaxtyping import Float, Int64
+from pydantic import Field, TypeAdapter
 from torch import Tensor
+from typing_extensions import TypedDict
 
 from dreamsa import checkpoint
 from dreamsa.annealing import Annealer, Rule, ScaleRate, Window
+from dreamsa.checkpoint import CheckpointError
 from dreamsa.choices import Role
 from dreamsa.config import LossConfig, OptimizerConfig, RunConfig
 from dreamsa.device import Processes
@@ -35,7 +38,10 @@ from dreamsa.scene import Scene
 from dreamsa.signals import deferred_interrupt
 
 MAX_SKIPPED = 10
-"""Consecutive steps that may be skipped because a gradient was not finite."""
+"""Consecutive steps that may be skipped because a gradient was not finite; and the number of all
+skipped ones from which a run ends if they are more than the others."""
+MAX_GRADIENT = 1e18
+"""Above it, squares overflow in Adam's second moment: such a gradient counts as not finite."""
 
 
 class Draw(NamedTuple):
@@ -131,8 +137,10 @@ class Training:
     objective: Objective = objective
     skipped_in_a_row: int = 0
     skipped: int = 0
+    prepared: bool = False
+    """What precedes the coming step has been done: events, occupancy grid, sharpness."""
     in_step: bool = False
-    """A step is under way or was interrupted: the state must not be saved."""
+    """The state is changing, or its change was interrupted: it must not be saved."""
 
     @property
     def step(self) -> int:
@@ -148,6 +156,7 @@ class Training:
             "step": self.step,
             "skipped": self.skipped,
             "skipped_in_a_row": self.skipped_in_a_row,
+            "prepared": self.prepared,
             "annealer": self.annealer.state_dict(),
             "optimizer": optimizer,
         }
@@ -155,15 +164,56 @@ class Training:
         return checkpoint.save_step(folder, self.step, groups, state)
 
     def load(self, folder: Path) -> None:
-        """Restore a checkpoint exactly."""
-        tensors, state = checkpoint.load(folder)
-        rates = [group["lr"] for group in self.optimizer.param_groups]
-        self.scene.restore(tensors["scene"])
-        checkpoint.unpack_optimizer(self.optimizer, tensors["training"], state["optimizer"])
-        for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
-            group["lr"] = rate
+        """Restore a checkpoint exactly.
+
+        Raises:
+            CheckpointError: It is damaged, or not of this configuration.
+        """
+        tensors, known = checkpoint.load(folder)
+        try:
+            state = _state.validate_python(known, strict=True)
+            if state["step"] != int(folder.name) or state["step"] > self.config.steps:
+                raise ValueError(f"step {state['step']} of {self.config.steps}")
+            self.scene.restore(tensors["scene"])
+            checkpoint.unpack_optimizer(self.optimizer, tensors["training"], state["optimizer"])
+        except (ValueError, KeyError) as error:
+            reason = str(error).partition(" For further information")[0]
+            raise CheckpointError(f"{folder} does not fit its run: {reason}.") from error
         self.annealer.load_state_dict({**state["annealer"], "step": state["step"]})
         self.skipped, self.skipped_in_a_row = state["skipped"], state["skipped_in_a_row"]
+        self.prepared = state.get("prepared", self.skipped_in_a_row > 0)
+
+    def is_finite(self) -> bool:
+        return all(bool(value.isfinite().all()) for value in self.scene.tensors().values())
+
+
+Count = Annotated[int, Field(ge=0, lt=2**53)]
+
+
+class _Optimizer(TypedDict):
+    scalars: dict[str, float]
+    groups: list[dict[str, Any]]
+
+
+class _Annealer(TypedDict):
+    previous: Annotated[float, Field(allow_inf_nan=False)] | None
+    lowest: Annotated[float, Field(allow_inf_nan=False)] | None
+    ended: list[Count]
+    begun: NotRequired[bool]
+
+
+class State(TypedDict):
+    """What state.json must hold; older ones lack `prepared`."""
+
+    step: Count
+    skipped: Count
+    skipped_in_a_row: Count
+    prepared: NotRequired[bool]
+    annealer: _Annealer
+    optimizer: _Optimizer
+
+
+_state = TypeAdapter(State)
 
 
 def new_optimizer(scene: Scene, config: OptimizerConfig) -> torch.optim.Adam:
@@ -280,20 +330,27 @@ def sharpened(config: RunConfig, step: int, sharpness: float) -> float:
     return sharpness * (config.field.sharpness / sharpness) ** (1 / max(end - step, 1))
 
 
+def _prepare(training: Training) -> None:
+    """Do what precedes a step: events, sharpness, occupancy grid. Repeated attempts skip it."""
+    config, scene, step = training.config, training.scene, training.step
+    training.in_step = True
+    training.annealer.begin()
+    sharpness = scene.field.sharpness
+    sharpness.fill_(sharpened(config, step, float(sharpness)))
+    rebuild = step == 0 or training.annealer.edge
+    if rebuild or step % config.render.occupancy_every == 0:
+        scene.refresh(config.seed, step, full=rebuild)
+    training.prepared, training.in_step = True, False
+
+
 def sds_step(
     training: Training, score: ScoreModel, prompt: ViewPrompt, processes: Processes = Processes()
 ) -> StepResult:
     """One update of the scene: render it, noise it, predict the noise, step."""
     started, config, scene, step = time.monotonic(), training.config, training.scene, training.step
-    retry, training.in_step = training.skipped_in_a_row, True
-    training.annealer.begin()
-    if not retry:
-        sharpness = scene.field.sharpness
-        sharpness.fill_(sharpened(config, step, float(sharpness)))
-    rebuild = step == 0 or training.annealer.edge
-    if not retry and (rebuild or step % config.render.occupancy_every == 0):
-        scene.refresh(config.seed, step, full=rebuild)
-
+    retry = training.skipped_in_a_row
+    if not training.prepared:
+        _prepare(training)
     ours = processes.share(config.camera.batch, "camera.batch")
     drawn = draw_views(config, step, len(score.alpha_bar), retry).part(ours)
     draw = drawn.to(score.alpha_bar.device)
@@ -320,9 +377,11 @@ def sds_step(
     (loss / processes.count).backward()
     gradients = [p.grad for p in scene.parameters() if p.grad is not None]
     processes.sum_(gradients)
-    finite = bool(torch.nn.utils.get_total_norm(gradients, inf).isfinite())
+    finite = bool(torch.nn.utils.get_total_norm(gradients, inf) < MAX_GRADIENT)
+    training.in_step = True
     if finite:
         training.optimizer.step()  # the annealer's rules act inside
+    training.prepared = not finite
     training.skipped += not finite
     training.skipped_in_a_row = 0 if finite else retry + 1
     training.in_step = False
@@ -345,16 +404,25 @@ def train(
     iterator to stop.
 
     Raises:
-        GuidanceFailed: The gradient was not finite in MAX_SKIPPED attempts in a row.
+        GuidanceFailed: The gradient was not finite in MAX_SKIPPED attempts in a row, or in more
+            than half of all.
+        torch.OutOfMemoryError: A step did not fit into memory twice.
     """
     while training.step < training.config.steps:
         with deferred_interrupt():
-            result = sds_step(training, score, prompt, processes)
-        if training.skipped_in_a_row >= MAX_SKIPPED:
+            try:
+                result = sds_step(training, score, prompt, processes)
+            except torch.OutOfMemoryError:  # once more with all that is cached given back
+                if training.in_step:
+                    raise
+                training.optimizer.zero_grad()
+                torch.cuda.empty_cache()
+                result = sds_step(training, score, prompt, processes)
+        row, skipped = training.skipped_in_a_row, training.skipped
+        if row >= MAX_SKIPPED or skipped > max(MAX_SKIPPED, training.step):
             raise GuidanceFailed(
-                f"Step {training.step} of {training.config.prompt!r} was skipped {MAX_SKIPPED} "
-                "times in a row, "
-                "because the guidance was not finite. The last checkpoint is complete; "
-                "try --set model.dtype=float32 or a lower guidance scale."
+                f"Step {training.step} of {training.config.prompt!r} was skipped {row} times in a "
+                f"row, {skipped} steps in all, because the guidance was not finite. "
+                "Try --set model.dtype=float32 or a lower guidance scale."
             )
         yield result

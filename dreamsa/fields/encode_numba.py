@@ -3,9 +3,9 @@
 from functools import partial
 
 import numpy as np
-from numba import njit, prange
 from torch import Tensor
 
+from dreamsa.compiled import njit, prange
 from dreamsa.fields.layout import Encode, Layout, differentiable
 
 CHUNK = 8192

@@ -4,6 +4,7 @@ Components are loaded by class, from safetensors only, and never with remote cod
 model's `model_index.json` are ignored.
 """
 
+import hashlib
 import json
 import os
 import re
@@ -106,6 +107,27 @@ def _checked_folder(folder: Path) -> Path:
                 "Convert them; pickled weights are never read."
             )
     return folder
+
+
+def weights_digest(config: ModelConfig) -> str | None:
+    """Which weights a local model has: a SHA-256 of its files' names, sizes, headers and at least
+    a hundred blocks, so that gigabytes are not read; of a Hub id, its revision."""
+    kind, source = locate_model(config)
+    if kind == "hub":
+        return config.revision
+    root = Path(source)
+    files = [root] if kind == "file" else sorted(root.glob("*/*.safetensors"))
+    if config.encoder and Path(config.encoder).is_dir():
+        files += sorted(Path(config.encoder).glob("*.safetensors"))
+    digest = hashlib.sha256()
+    for path in files:
+        size = path.stat().st_size
+        digest.update(f"{path.name} {size}".encode())
+        with path.open("rb") as file:
+            for start in [0, *range(2**16, size, max(2**16, min(size // 100, 2**24)))]:
+                file.seek(start)
+                digest.update(file.read(2**16 if start == 0 else 4096))
+    return digest.hexdigest()[:16]
 
 
 def vocabulary(config: ModelConfig) -> dict[str, list[str]] | None:

@@ -1,7 +1,8 @@
 """CPU kernels of meshing (numba): bilinear splatting and gathering, and a triangle rasterizer."""
 
 import numpy as np
-from numba import njit, prange
+
+from dreamsa.compiled import njit, prange
 
 
 @njit(cache=True)

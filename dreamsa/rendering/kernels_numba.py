@@ -2,8 +2,9 @@
 
 import numpy as np
 import torch
-from numba import njit, prange
 from torch import Tensor
+
+from dreamsa.compiled import njit, prange
 
 
 @njit(cache=True, inline="always")

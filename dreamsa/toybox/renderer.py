@@ -5,9 +5,9 @@ from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Float32
-from numba import njit, prange
 from torch import Tensor
 
+from dreamsa.compiled import njit, prange
 from dreamsa.rendering.cameras import Cameras, camera_rays
 from dreamsa.toybox.shapes import Solid, scene_distance
 

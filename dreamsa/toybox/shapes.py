@@ -11,7 +11,8 @@ from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Float64, Int64
-from numba import njit, prange
+
+from dreamsa.compiled import njit, prange
 
 Vec = tuple[float, float, float]
 Colour = Vec | float
