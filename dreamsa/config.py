@@ -91,12 +91,12 @@ class FieldConfig:
     backend: BackendName = "auto"
     width: int = Field(default=32, ge=1, le=1024)
     """Width of the MLP's hidden layer."""
-    radius: float = Field(default=1.0, gt=0, le=16)
+    radius: float = Field(default=1.0, ge=0.01, le=16)
     """Half the side of the scene's cube, world units; the field is empty outside."""
     blob_density: float = Field(default=10.0, ge=0, le=1000)
     """Height of the density bias blob_density * (1 - |x| / blob_radius) before softplus (Magic3D,
     arXiv:2211.10440)."""
-    blob_radius: float = Field(default=0.5, gt=0)
+    blob_radius: float = Field(default=0.5, ge=0.001)
     activation: Activation = "softplus"
     """Density activation. softplus grows linearly; exp (Instant-NGP, app. E) reaches an opaque
     surface in fewer steps, for fitting photographs."""
@@ -192,7 +192,7 @@ class DistillConfig:
     """Largest timestep, likewise."""
     anneal_until: float = Field(default=1.0, gt=0, le=1)
     """Fraction of the run over which both change linearly."""
-    max_grad_norm: float = Field(default=0.0, ge=0)
+    max_grad_norm: float = Field(default=0.0, ge=0, le=1e6)
     """Clip the latent gradient of each view to this norm; 0 is off."""
     view_contrast: float = Field(default=0.0, ge=0, le=1000)
     """Weight of the difference between the predictions for a view and for the opposite one, which

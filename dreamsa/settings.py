@@ -242,4 +242,5 @@ def _sentence(error: ValidationError, cls: type, section: str) -> str:
     if first["type"] == "missing":
         return f"The setting {where} is missing."
     wanted = message.replace("Input should be", "must be", 1)
-    return f"{where} {wanted}, got {first['input']!r}."
+    found = repr(first["input"])
+    return f"{where} {wanted}, got {found if len(found) <= 100 else found[:100] + '...'}."

@@ -229,7 +229,8 @@ def test_a_full_disk_ends_the_run_with_a_sentence_and_what_was_saved_goes_on(
     monkeypatch.setattr(checkpoint, "save_file", fill)
     with pytest.raises(
         RunError,
-        match=rf"failed: .*No space left on device\. Saved up to step 4; log: .* dreamsa resume {running.run.id} --runs",
+        match=rf"failed: .*No space left on device\. Saved up to step 4; log: .* "
+        rf"dreamsa resume {running.run.id} --runs",
     ):
         running.wait()
     assert running.run.status == "failed"

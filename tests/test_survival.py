@@ -228,7 +228,7 @@ def test_a_resumed_run_computes_with_its_own_threads_and_names_what_else_changes
     running = start(tmp_path)
     next(iter(running))
     running.stop()
-    assert used == [torch.get_num_threads()]
+    assert used == [running.run.record["threads"]]
     running.run.update(threads=7, weights="another")
     with pytest.warns(UserWarning, match=r"resumes, but not bit for bit .*: weights another -> "):
         resumed = api.resume(running.run, runs=tmp_path)

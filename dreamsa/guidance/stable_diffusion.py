@@ -9,6 +9,7 @@ import json
 import os
 import re
 import warnings
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from threading import Lock
@@ -29,6 +30,9 @@ VOCABULARY = "vocabulary.json"
 """Optional file of a model folder: the words of a model that was trained on few."""
 
 COMPONENTS = ("tokenizer", "text_encoder", "vae", "unet", "scheduler")
+
+FORBIDDEN = {"auto_map", "quantization_config"}
+"""Entries of a component's configuration that load code or further libraries."""
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
@@ -134,7 +138,14 @@ def vocabulary(config: ModelConfig) -> dict[str, list[str]] | None:
     """Words of a local model by kind ("objects", "colours"); None if unlisted."""
     kind, source = locate_model(config)
     path = Path(source) / VOCABULARY
-    return json.loads(path.read_text()) if kind == "folder" and path.is_file() else None
+    if kind != "folder" or not path.is_file():
+        return None
+    known = _read_json(path)
+    for name in ("objects", "colours"):
+        words = known.get(name)
+        if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
+            raise ModelNotFound(f"{path} is damaged: {name} must be a list of words.")
+    return known
 
 
 def check_prompt_words(prompt: str, config: ModelConfig) -> None:
@@ -212,8 +223,15 @@ class StableDiffusion:
                 parts["vae"] = diffusers.AutoencoderTiny.from_pretrained(
                     config.encoder, use_safetensors=True, dtype=dtype, local_files_only=local
                 )
-        except (OSError, ValueError) as error:
-            first = str(error).strip().splitlines()[0]
+        except ModelNotFound:
+            raise
+        except Exception as error:  # libraries raise anything for files that they do not expect
+            first = (str(error).strip().splitlines() or [""])[0]
+            first = (
+                first
+                if isinstance(error, OSError | ValueError)
+                else f"{type(error).__name__}: {first}"
+            )
             if kind == "hub":
                 first += f" Known ids: {', '.join(KNOWN_MODELS)}; a local folder needs no network."
             raise ModelNotFound(f"Cannot load the model {config.model!r}: {first}") from error
@@ -300,11 +318,60 @@ _shared: dict[torch.device, tuple[Any, StableDiffusion]] = {}
 _loading = Lock()
 
 
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError) as error:
+        raise ModelNotFound(f"{path} cannot be read: {error}") from error
+    if not isinstance(found, dict):
+        raise ModelNotFound(f"{path} must hold an object, found {type(found).__name__}.")
+    return found
+
+
+def _check_part(source: str, part: str, common: dict[str, Any]) -> None:
+    """Check what a component's files ask of the libraries that read them.
+
+    Raises:
+        ModelNotFound: A shard is a pickle or lies outside the folder, or the configuration names
+            code or a quantizer.
+    """
+    for path in _part_files(source, part, common):
+        found = _read_json(path)
+        shards = found.get("weight_map", {})
+        names = shards.values() if isinstance(shards, dict) else [shards]
+        for name in names:
+            if not isinstance(name, str) or not re.fullmatch(r"[\w.-]+\.safetensors", name):
+                raise ModelNotFound(
+                    f"{path} names the shard {str(name)[:100]!r}; only .safetensors files in the "
+                    "same folder are read, never pickles."
+                )
+        for key in FORBIDDEN & set(found):
+            raise ModelNotFound(f"{path} asks for {key}, which is not supported: remove the entry.")
+
+
+def _part_files(source: str, part: str, common: dict[str, Any]) -> list[Path]:
+    """Configuration and index of shards of a component, from a folder or the Hub."""
+    if Path(source).is_dir():
+        folder = Path(source) / part
+        return [p for p in (folder / "config.json", *folder.glob("*.index.json")) if p.is_file()]
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError
+
+    stem = "model" if part == "text_encoder" else "diffusion_pytorch_model"
+    found = []
+    for name in ("config.json", f"{stem}.safetensors.index.json"):
+        with suppress(EntryNotFoundError):
+            found.append(Path(hf_hub_download(source, name, subfolder=part, **common)))
+    return found
+
+
 def _parts(source: str, common: dict[str, Any], dtype: torch.dtype) -> dict[str, Any]:
     """Components in diffusers' layout, from a folder or the Hub."""
     import diffusers
     import transformers
 
+    for part in COMPONENTS[1:4]:
+        _check_part(source, part, common)
     weights = {**common, "use_safetensors": True, "dtype": dtype}
     vae: Any = diffusers.AutoencoderKL.load_config(source, subfolder="vae", **common)
     tiny = vae["_class_name"] == "AutoencoderTiny"
@@ -315,7 +382,8 @@ def _parts(source: str, common: dict[str, Any], dtype: torch.dtype) -> dict[str,
         "unet": diffusers.UNet2DConditionModel,
         "scheduler": diffusers.DDIMScheduler,
     }
-    options = {"tokenizer": common, "scheduler": common}
+    ours = {**weights, "attn_implementation": "sdpa"}  # else a configuration's is obeyed
+    options = {"tokenizer": common, "scheduler": common, "text_encoder": ours}
     return {
         name: kind.from_pretrained(source, subfolder=name, **options.get(name, weights))
         for name, kind in classes.items()

@@ -390,3 +390,71 @@ def test_local_names_become_absolute_and_hub_ids_stay(tmp_path, monkeypatch):
     for config in (remote, ModelConfig(TOYBOX), ModelConfig("missing/folder/model")):
         assert absolute_paths(config) == config
     assert absolute_paths(absolute_paths(local)) == absolute_paths(local)
+
+
+def changed(path, **entries):
+    path.write_text(json.dumps({**json.loads(path.read_text()), **entries}))
+
+
+@pytest.mark.parametrize("shard", ["evil.bin", "../outside.safetensors", "/tmp/x.safetensors", 3])
+@pytest.mark.parametrize("part", ["unet", "text_encoder", "vae"])
+def test_an_index_names_local_safetensors_only(tmp_path, part, shard):
+    import pickle
+
+    class Bomb:
+        def __reduce__(self):
+            return (open, (str(tmp_path / "exploded"), "w"))
+
+    model = tmp_path / "model"
+    tiny_pipeline().save_pretrained(model)
+    (weights,) = (model / part).glob("*.safetensors")
+    shutil.copy(weights, tmp_path / "outside.safetensors")
+    weights.rename(weights.with_name("other.safetensors"))
+    (model / part / "evil.bin").write_bytes(pickle.dumps(Bomb()))
+    index = {"metadata": {}, "weight_map": {"a": "other.safetensors", "b": shard}}
+    (model / part / f"{weights.name}.index.json").write_text(json.dumps(index))
+    with pytest.raises(ModelNotFound, match=r"names the shard .*never pickles"):
+        StableDiffusion.load(ModelConfig(str(model)))
+    assert not (tmp_path / "exploded").exists()
+
+
+def test_the_attention_is_ours(tmp_path):
+    """A configuration's could name code of the Hub (CVE-2026-4372)."""
+    tiny_pipeline().save_pretrained(tmp_path)
+    odd = {"_attn_implementation": "eager", "_attn_implementation_internal": "owner/evil"}
+    changed(tmp_path / "text_encoder" / "config.json", **odd, attn_implementation="owner/evil")
+    loaded = StableDiffusion.load(ModelConfig(str(tmp_path)))
+    assert loaded.text_encoder.config._attn_implementation == "sdpa"
+
+
+@pytest.mark.parametrize("part", ["unet", "text_encoder", "vae"])
+@pytest.mark.parametrize("key", ["auto_map", "quantization_config"])
+def test_a_configuration_that_asks_for_code_is_refused(tmp_path, part, key):
+    tiny_pipeline().save_pretrained(tmp_path)
+    changed(tmp_path / part / "config.json", **{key: {"quant_method": "torchao"}})
+    with pytest.raises(ModelNotFound, match=f"asks for {key}"):
+        StableDiffusion.load(ModelConfig(str(tmp_path)))
+
+
+@pytest.mark.parametrize("part", ["unet", "text_encoder", "vae"])
+def test_damaged_files_of_a_model_are_one_sentence(tmp_path, part):
+    tiny_pipeline().save_pretrained(tmp_path)
+    (weights,) = (tmp_path / part).glob("*.safetensors")
+    config, good = tmp_path / part / "config.json", weights.read_bytes()
+    for content in (good[: len(good) // 2], b"", b"\xff" * 100, good[:-1] + b"\x00" * 9):
+        weights.write_bytes(content)
+        with pytest.raises(ModelNotFound, match="Cannot load the model"):
+            StableDiffusion.load(ModelConfig(str(tmp_path)))
+    weights.write_bytes(good)
+    for content in ("", "[1]", "{", "[" * 100_000, "{}", '{"_class_name": 3}'):
+        config.write_text(content)
+        with pytest.raises(ModelNotFound):
+            StableDiffusion.load(ModelConfig(str(tmp_path)))
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}", '{"objects": 3, "colours": []}'])
+def test_a_damaged_vocabulary_is_one_sentence(tmp_path, content):
+    tiny_pipeline().save_pretrained(tmp_path)
+    (tmp_path / "vocabulary.json").write_text(content)
+    with pytest.raises(ModelNotFound, match=r"vocabulary.json"):
+        check_prompt_words("a rabbit", ModelConfig(str(tmp_path)))

@@ -4,6 +4,7 @@ import json
 import os
 import socket
 import zlib
+from contextlib import suppress
 from html.parser import HTMLParser
 
 import numpy as np
@@ -233,10 +234,8 @@ def test_terminal_escapes_of_a_record_do_not_reach_the_terminal(tmp_path, capsys
     named = tmp_path / "a\nb\x1b[2J"
     new_run(tiny_config(), None, tmp_path, FACTS).path.rename(named)
     for command in (["list"], ["show", run.id], ["show", "missing"], ["show", str(named)]):
-        try:
+        with suppress(SystemExit):
             cli.main([*command, "--runs", str(tmp_path)])
-        except SystemExit:
-            pass
         out = capsys.readouterr()
         lines = (out.out + out.err).splitlines()
         assert lines and all(line.isprintable() for line in lines), command
