@@ -108,8 +108,14 @@ def launch(
     `options` are those of gradio's `launch`; `hosts` are further names of this server.
 
     Raises:
-        OSError: The port is taken.
+        OSError: The port is taken. ValueError: There is no such port.
     """
+    port = options.get("server_port")
+    if port is not None and not 0 < port < 2**16:
+        raise ValueError(f"--port must lie in [1, 65535], got {port}.")
+    local = ["127.0.0.1", "localhost", "::1"]  # gradio asks itself once, never through a proxy
+    for name in ("NO_PROXY", "no_proxy"):
+        os.environ[name] = ",".join(filter(None, [os.environ.get(name), *local]))
     controller.exports.mkdir(parents=True, exist_ok=True)
     page = build(controller)
     page.queue(max_size=16, default_concurrency_limit=1)  # for exports and test runs only
