@@ -1,7 +1,7 @@
 """The public verbs. Each checks its arguments, starts work and returns; long work is a `Job` to
 iterate over."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
@@ -17,10 +17,11 @@ from dreamsa.choices import (
     ColourMode,
     EscapeName,
     Format,
+    Keep,
     Moments,
     PresetName,
 )
-from dreamsa.config import EditConfig, RunConfig, edited
+from dreamsa.config import EditConfig, FreeConfig, RunConfig, edited, parse_regions
 from dreamsa.guidance.prompts import check_prompt, view_text
 from dreamsa.job import Job
 from dreamsa.runs import Run, RunError, find_run, runs_folder
@@ -71,6 +72,11 @@ def edit(
     ascent_steps: int | None = None,
     scale: float = ASCENT_SCALE,
     moments: Moments = "reset",
+    strength: float | None = None,
+    keep: Keep | None = None,
+    region: str | Sequence[str] = (),
+    grow: float = 0.0,
+    outside: bool = False,
     steps: int | None = None,
     preset: PresetName | None = None,
     seed: int | None = None,
@@ -90,6 +96,13 @@ def edit(
         eta: Fraction of the way towards a random scene before the first step, in [0, 1].
         ascent_steps: Number of steps at the start that ascend on the new prompt.
         scale: S, the factor on the learning rate while ascending.
+        strength: How much to change, in [0, 1], in place of escape and eta: `presets.strength_of`.
+        keep: shape keeps the density, colour the colours of the parent, bit for bit.
+        region: What may change: box:x0,y0,z0,x1,y1,z1 and sphere:x,y,z,radius in world units, or
+            auto, where the score model's predictions for the two prompts differ. Everything
+            outside stays the parent's, bit for bit.
+        grow: Width of the margin around the region over which the two are blended.
+        outside: Change what lies outside of the region instead.
         steps: All steps of the edit, including the ascent; by default the preset's.
         overrides: Other settings, as `with_overrides` takes them.
 
@@ -99,6 +112,55 @@ def edit(
     """
     folder = runs_folder(runs)
     parent = find_run(parent, folder)
+    child = edit_config(
+        parent,
+        prompt,
+        escape=escape,
+        eta=eta,
+        ascent_steps=ascent_steps,
+        scale=scale,
+        moments=moments,
+        strength=strength,
+        free=free_config(keep, region, grow, outside),
+        steps=steps,
+        preset=preset,
+        seed=seed,
+        overrides=overrides,
+    )
+    return job.start(child, parent, folder)
+
+
+def free_config(
+    keep: Keep | None, region: str | Sequence[str], grow: float, outside: bool
+) -> FreeConfig | None:
+    """What an edit may change, from the arguments of `edit`; None for everything.
+
+    Raises:
+        ValueError: A region cannot be read or is empty, or a number is out of range.
+    """
+    regions = [region] if isinstance(region, str) else list(region)
+    if keep is None and not regions and not grow and not outside:
+        return None
+    return FreeConfig(keep, grow=grow, outside=outside, **parse_regions(regions))
+
+
+def edit_config(
+    parent: Run,
+    prompt: str,
+    *,
+    escape: EscapeName | None,
+    eta: float | None,
+    ascent_steps: int | None,
+    scale: float,
+    moments: Moments,
+    strength: float | None,
+    free: FreeConfig | None,
+    steps: int | None,
+    preset: PresetName | None,
+    seed: int | None,
+    overrides: dict[str, Any] | None,
+) -> RunConfig:
+    """The configuration of an edit, from the arguments of `edit`."""
     parent.require_finished()
     before = parent.config
     has_moments = (parent.latest_checkpoint / "training.safetensors").is_file()
@@ -107,6 +169,14 @@ def edit(
             f"Run {parent.id} was shipped without its optimizer's moments, so they cannot be kept. "
             "Use --moments reset."
         )
+    if strength is not None:
+        if (escape, eta, ascent_steps) != (None, None, None):
+            raise ValueError(
+                "strength sets eta and the steps: leave out escape, eta, ascent_steps."
+            )
+        usual, _ = presets.edit_length(before, steps, name=preset)
+        eta, factor = presets.strength_of(strength)
+        steps = steps or max(round(usual * factor), 1)
     if escape is None:
         plain = moments == "keep"
         escape = "anneal" if ascent_steps else "plain" if plain else DEFAULT_ESCAPE
@@ -116,10 +186,10 @@ def edit(
     steps, usual_ascent = presets.edit_length(before, steps, name=preset)
     if ascent_steps is None:
         ascent_steps = usual_ascent if row.ascends else 0
-    numbers = EditConfig(parent.id, row.eta if eta is None else eta, ascent_steps, scale, moments)
+    eta = row.eta if eta is None else eta
+    numbers = EditConfig(parent.id, eta, ascent_steps, scale, moments, free=free)
     child = edited(before, prompt, numbers, steps)
-    child = with_overrides(child if seed is None else replace(child, seed=seed), overrides or {})
-    return job.start(child, parent, folder)
+    return with_overrides(child if seed is None else replace(child, seed=seed), overrides or {})
 
 
 def resume(run: Run | str | Path, *, runs: Folder = None) -> Job:

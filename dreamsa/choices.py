@@ -9,6 +9,11 @@ PRESETS: tuple[PresetName, ...] = get_args(PresetName)
 Moments = Literal["reset", "keep"]
 """Whether an edit clears the optimizer's moments or keeps the parent's."""
 
+Keep = Literal["shape", "colour"]
+"""What an edit keeps of its parent, bit for bit: the density or the colours."""
+AUTO_REGION = "auto"
+"""The region in which the score model's predictions for the two prompts differ."""
+
 BackendName = Literal["auto", "torch", "numba", "triton", "tcnn"]
 BACKENDS: tuple[BackendName, ...] = get_args(BackendName)
 

@@ -32,6 +32,7 @@ from dreamsa.choices import (
     ColourMode,
     EscapeName,
     Format,
+    Keep,
     Moments,
     PresetName,
     Stage,
@@ -187,6 +188,33 @@ def edit(
         Moments,
         Parameter(help="Whether the optimizer's moments are reset; only plain can keep them."),
     ] = "reset",
+    strength: Annotated[
+        float | None,
+        Parameter(
+            help="How much to change, 0 to 1, in place of --escape and --eta: eta is the strength, "
+            "and the steps grow from a quarter of the usual number to one and a half times."
+        ),
+    ] = None,
+    keep: Annotated[
+        Keep | None,
+        Parameter(help="Keep the shape, to recolour, or the colours, bit for bit."),
+    ] = None,
+    region: Annotated[
+        list[str] | None,
+        Parameter(
+            negative="",
+            help="Change only this: box:x0,y0,z0,x1,y1,z1 or sphere:x,y,z,radius in world units, "
+            "repeatable, or auto, where the model's predictions for the two prompts differ. "
+            "z is up, the front +x.",
+        ),
+    ] = None,
+    grow: Annotated[
+        float,
+        Parameter(help="Margin around the region into which new parts may grow, world units."),
+    ] = 0.0,
+    outside: Annotated[
+        bool, Parameter(negative="", help="Change what lies outside of the region instead.")
+    ] = False,
     steps: Steps = None,
     preset: PresetName | None = None,
     seed: Seed = None,
@@ -216,6 +244,11 @@ def edit(
         ascent_steps=ascent_steps,
         scale=scale,
         moments=moments,
+        strength=strength,
+        keep=keep,
+        region=region or (),
+        grow=grow,
+        outside=outside,
         steps=steps,
         preset=preset,
         seed=seed,

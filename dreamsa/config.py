@@ -1,6 +1,7 @@
 """Every setting of a run, validated at construction; JSON in and out. Imports no torch."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -9,9 +10,11 @@ from pydantic import Field
 
 from dreamsa.choices import (
     ASCENT_SCALE,
+    AUTO_REGION,
     DEFAULT_ESCAPE,
     ESCAPES,
     BackendName,
+    Keep,
     MethodName,
     Moments,
     Schedule,
@@ -35,6 +38,10 @@ UNGUIDED = ("csd", "nfsd")
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Length = Annotated[float, Field(ge=0.1, le=100)]
 Rate = Annotated[float, Field(gt=0, le=1)]
+Box = tuple[float, float, float, float, float, float]
+"""Corners x0, y0, z0 and x1, y1, z1, world units."""
+Sphere = tuple[float, float, float, float]
+"""Centre x, y, z and radius, world units."""
 
 
 @settings("model")
@@ -308,9 +315,101 @@ class ControlConfig:
     moves by what Adam could move at most in `ascent_steps` at `scale`."""
 
 
+@settings("edit.free")
+class FreeConfig:
+    """What an edit may change. Everything else is the parent's scene, bit for bit.
+
+    The region is the union of the boxes and spheres, or the automatic one; without any, all of
+    space.
+    """
+
+    keep: Keep | None = None
+    """shape: the density is the parent's everywhere; colour: the colours are."""
+    boxes: tuple[Box, ...] = ()
+    spheres: tuple[Sphere, ...] = ()
+    auto: bool = False
+    """The region in which the score model's predictions for the two prompts differ, found before
+    the first step."""
+    grow: float = Field(default=0.0, ge=0, le=16)
+    """Width of the margin around the region, world units, over which the scene blends from the
+    edit's to the parent's."""
+    outside: bool = False
+    """Change what lies outside of the region instead."""
+
+    def __post_init__(self) -> None:
+        for x0, y0, z0, x1, y1, z1 in self.boxes:
+            if not (x0 < x1 and y0 < y1 and z0 < z1):
+                raise ValueError(
+                    f"A box's first corner must be below its second in x, y and z, got "
+                    f"box:{x0:g},{y0:g},{z0:g},{x1:g},{y1:g},{z1:g}."
+                )
+        for x, y, z, radius in self.spheres:
+            if radius <= 0:
+                raise ValueError(
+                    f"A sphere's radius must be above 0, got sphere:{x:g},{y:g},{z:g},{radius:g}."
+                )
+        if self.auto and (self.boxes or self.spheres):
+            raise ValueError("The region auto stands alone: leave out the boxes and spheres.")
+        if not self.has_region and (self.grow or self.outside):
+            name = "grow" if self.grow else "outside"
+            raise ValueError(f"{name} needs a region, such as --region sphere:0,0,0.3,0.2.")
+        if not self.has_region and self.keep is None:
+            raise ValueError("edit.free without keep and region keeps nothing. Leave it out.")
+
+    @property
+    def has_region(self) -> bool:
+        return self.auto or bool(self.boxes or self.spheres)
+
+    @property
+    def words(self) -> str:
+        """As the options of the command line: "--keep shape --region sphere:0,0,0.3,0.2"."""
+        words = [f"--keep {self.keep}"] if self.keep else []
+        return " ".join(
+            [
+                *words,
+                *(f"--region {region}" for region in self.regions),
+                *([f"--grow {self.grow:g}"] if self.grow else []),
+                *(["--outside"] if self.outside else []),
+            ]
+        )
+
+    @property
+    def regions(self) -> tuple[str, ...]:
+        """The region as `parse_regions` reads it."""
+        shapes = [("box", box) for box in self.boxes] + [("sphere", one) for one in self.spheres]
+        named = [f"{kind}:{','.join(f'{x:g}' for x in numbers)}" for kind, numbers in shapes]
+        return (AUTO_REGION,) if self.auto else tuple(named)
+
+
+def parse_regions(regions: Sequence[str]) -> dict[str, Any]:
+    """The region of a `FreeConfig` from words: "box:x0,y0,z0,x1,y1,z1", "sphere:x,y,z,r", "auto".
+
+    Raises:
+        ValueError: A word is none of these.
+    """
+    shapes: dict[str, list[tuple[float, ...]]] = {"box": [], "sphere": []}
+    for region in regions:
+        kind, _, numbers = region.strip().partition(":")
+        if region.strip() == AUTO_REGION:
+            continue
+        try:
+            values = tuple(map(float, numbers.split(",")))
+        except ValueError:
+            values = ()
+        if len(values) != {"box": 6, "sphere": 4}.get(kind):
+            raise ValueError(
+                f"A region is box:x0,y0,z0,x1,y1,z1, sphere:x,y,z,radius or auto, in world units; "
+                f"got {region!r}."
+            )
+        shapes[kind].append(values)
+    auto = any(region.strip() == AUTO_REGION for region in regions)
+    return {"boxes": tuple(shapes["box"]), "spheres": tuple(shapes["sphere"]), "auto": auto}
+
+
 @settings("edit")
 class EditConfig:
-    """An edit as numbers: how it leaves the local minimum of its parent's scene."""
+    """An edit as numbers: how it leaves the local minimum of its parent's scene, and what it may
+    change."""
 
     parent: Annotated[str, Field(pattern=r"^[^/\\\x00-\x1f\x7f]*$", max_length=255)]
     """Id of the run that the scene was taken from: the name of a folder."""
@@ -326,10 +425,21 @@ class EditConfig:
     parent_prompt: str = ""
     """The parent's prompt."""
     control: ControlConfig | None = None
+    free: FreeConfig | None = None
+    """What may change; None for everything."""
+    beneath: tuple[FreeConfig, ...] = ()
+    """Likewise of the kept edits that the parent's scene consists of, oldest first."""
 
     def __post_init__(self) -> None:
         if self.parent in (".", ".."):
             raise ValueError(f"edit.parent must be the id of a run, got {self.parent!r}.")
+        if self.moments == "keep" and self.free:
+            raise ValueError(
+                "edit.moments = keep needs an edit that may change everything: the moments are "
+                f"those of a complete scene. Leave out {self.free.words}."
+            )
+        if self.beneath and self.free is None:
+            raise ValueError("edit.beneath needs edit.free: only a kept edit stands on its parent.")
         if self.moments == "keep" and (self.eta or self.ascent_steps or self.control):
             raise ValueError(
                 "edit.moments = keep needs a plain edit (eta = 0, no ascent): every other "
@@ -382,6 +492,11 @@ class RunConfig:
                 f"distill.method = {self.distill.method} does not use the guided prediction that "
                 "distill.view_contrast and views.perpendicular change; set both to 0."
             )
+        if self.layers and self.render.background == "learned":
+            raise ValueError(
+                "An edit that keeps a part of its parent needs a fixed background: "
+                "--set render.background=random."
+            )
         if 0 < self.turntable < 8:
             raise ValueError(f"turntable must be 0 or at least 8 frames, got {self.turntable}.")
         if self.edit is not None and self.edit.ascent_steps >= self.steps:
@@ -391,12 +506,18 @@ class RunConfig:
                 "an edit must end with descent."
             )
 
+    @property
+    def layers(self) -> tuple[FreeConfig, ...]:
+        """What each kept edit that the scene consists of may change, oldest first."""
+        edit = self.edit
+        return () if edit is None or edit.free is None else (*edit.beneath, edit.free)
+
 
 def edited(config: RunConfig, prompt: str, edit: EditConfig, steps: int) -> RunConfig:
     """The configuration of an edit: the parent's with a new prompt, number of steps and escape."""
-    return replace(
-        config, prompt=prompt, steps=steps, edit=replace(edit, parent_prompt=config.prompt)
-    )
+    beneath = config.layers if edit.free else ()
+    edit = replace(edit, parent_prompt=config.prompt, beneath=beneath)
+    return replace(config, prompt=prompt, steps=steps, edit=edit)
 
 
 def same_prompt(one: str, other: str) -> bool:

@@ -5,13 +5,20 @@ of `choices.ESCAPES`.
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from math import cos, pi
 
+import torch
 from torch import Tensor
 
 from dreamsa.annealing import Event, ResetMoments, Rule, ScaleRate, Window, interpolate
-from dreamsa.config import RunConfig
-from dreamsa.scene import fresh_parameters
+from dreamsa.config import FreeConfig, RunConfig
+from dreamsa.keeping import region_distance, weight_at
+from dreamsa.rendering.occupancy import cell_centres
+from dreamsa.scene import Scene, fresh_parameters
+
+MATTER_CELLS = 64
+"""Per side of the grid on which a region is checked."""
 
 
 def rules_for(config: RunConfig) -> list[Rule]:
@@ -80,3 +87,54 @@ def learning_rate_factor(config: RunConfig) -> Callable[[int], float]:
         return rising * (decay + (1 - decay) * 0.5 * (1 + cos(pi * step / config.steps)))
 
     return factor
+
+
+def check_fits(config: RunConfig, parent: RunConfig) -> None:
+    """Check that an edit has its parent's field.
+
+    Raises:
+        ValueError: A setting differs.
+    """
+
+    def shape(one: RunConfig) -> dict[str, object]:
+        field = {**vars(replace(one.field, backend="auto", sharpness=1.0))}
+        return {f"field.{name}": value for name, value in field.items()} | (
+            {"render.occupancy": one.render.occupancy} if config.layers else {}
+        )
+
+    wanted, found = shape(parent), shape(config)
+    for name, value in found.items():
+        if value != wanted[name]:
+            raise ValueError(
+                f"An edit starts from its parent's field, whose {name} is {wanted[name]}, not "
+                f"{value}. Leave {name} as it is, or generate a new object."
+            )
+
+
+@torch.no_grad()
+def check_free(free: FreeConfig, parent: Scene) -> None:
+    """Check that an edit leaves something of its parent's object free.
+
+    Raises:
+        ValueError: The region lies outside of the scene or of the object, or nothing is free.
+    """
+    if free.auto or not free.has_region:
+        return
+    radius, device = parent.occupancy.radius, parent.occupancy.density.device
+    points = cell_centres(MATTER_CELLS, radius, device)
+    reached = weight_at(region_distance(free, points), free.grow) > 0
+    if not reached.any():
+        raise ValueError(
+            f"{free.words} leaves nothing free: the scene is the cube from {-radius:g} to "
+            f"{radius:g} on each axis. Move or enlarge the region."
+            if not free.outside
+            else f"{free.words} leaves nothing free: the region fills the scene. Make it smaller."
+        )
+    matter = parent.query(points).density > parent.occupancy.threshold
+    if matter.any() and not (matter & reached).any():
+        low, high = points[matter].amin(0).tolist(), points[matter].amax(0).tolist()
+        box = ",".join(f"{value:.2f}" for value in (*low, *high))
+        raise ValueError(
+            f"{free.words} holds nothing of the object, which lies in box:{box}. "
+            "Move or enlarge the region, or give it a margin with --grow."
+        )

@@ -18,6 +18,7 @@ from torch import Tensor
 from dreamsa import checkpoint
 from dreamsa.config import RunConfig
 from dreamsa.device import Processes, resolve_device, use_threads
+from dreamsa.editing import check_fits, check_free
 from dreamsa.fields.backends import resolve_backend
 from dreamsa.guidance.prompts import ViewPrompt, check_prompt
 from dreamsa.guidance.score_model import GuidanceFailed
@@ -29,7 +30,7 @@ from dreamsa.guidance.stable_diffusion import (
     locate_model,
     weights_digest,
 )
-from dreamsa.outputs import write_outputs, write_preview
+from dreamsa.outputs import load_scene, write_outputs, write_preview
 from dreamsa.rendering.kernels import resolve_kernels
 from dreamsa.runs import Run, RunError, new_run, parent_of
 from dreamsa.scene import Scene
@@ -124,6 +125,8 @@ def start(config: RunConfig, parent: Run | None, folder: Path, method: Method | 
         ValueError: The configuration cannot run here. RunError: The folder cannot be written.
     """
     config, facts = check(config)
+    if parent is not None:
+        check_edit(config, parent)
     processes = Processes.current()
     path = processes.broadcast(
         str(new_run(config, parent, folder, facts).path) if processes.is_first else ""
@@ -185,10 +188,28 @@ def _warn_of_changes(run: Run, facts: dict[str, Any]) -> None:
         warnings.warn(message, stacklevel=4)
 
 
+def check_edit(config: RunConfig, parent: Run) -> None:
+    """Find the mistakes in an edit that only its parent shows.
+
+    Raises:
+        ValueError: What is wrong, in one sentence.
+    """
+    check_fits(config, parent.config)
+    if config.edit is not None and config.edit.free is not None:
+        check_free(config.edit.free, load_scene(parent, config.device))
+
+
 def take_parent(training: Training, parent: Run) -> None:
     """Start from the parent's scene and, where the edit keeps them, its optimizer's moments."""
     tensors, state = checkpoint.load(parent.latest_checkpoint)
-    training.scene.restore(tensors["scene"])
+    config, layers = training.config, parent.config.layers
+    if layers or config.layers:
+        device = training.scene.occupancy.density.device
+        scene = Scene(config.field, parent.config.render, config.seed, device, layers)
+        scene.restore(tensors["scene"])
+        training.scene.begin_from(scene, config.seed)
+    else:
+        training.scene.restore(tensors["scene"])
     if training.config.edit is not None and training.config.edit.moments == "keep":
         rates = [group["lr"] for group in training.optimizer.param_groups]
         checkpoint.unpack_optimizer(training.optimizer, tensors["training"], state["optimizer"])

@@ -33,7 +33,7 @@ None is a camera of `dreamsa.evaluate`."""
 def load_scene(run: Run, device: str = "auto") -> Scene:
     """A run's scene from its latest checkpoint."""
     config = run.config
-    scene = Scene(config.field, config.render, config.seed, resolve_device(device))
+    scene = Scene(config.field, config.render, config.seed, resolve_device(device), config.layers)
     scene.restore(checkpoint.load(run.latest_checkpoint).tensors["scene"])
     return scene
 

@@ -93,3 +93,17 @@ def edit_length(
     return steps, round(
         steps * default_ascent / default_steps
     ) if ascent_steps is None else ascent_steps
+
+
+def strength_of(strength: float) -> tuple[float, float]:
+    """Eta, and the factor on the usual number of steps, of an edit of a strength in [0, 1].
+
+    Eta is the strength: 0 resumes, 1 starts from scratch. The steps grow from a quarter of the
+    usual number to one and a half times, so that 0.6 is the usual edit.
+
+    Raises:
+        ValueError: Out of range.
+    """
+    if not 0 <= strength <= 1:
+        raise ValueError(f"strength must lie in [0, 1], got {strength}.")
+    return strength, 0.25 + 1.25 * strength

@@ -1,20 +1,22 @@
 """A scene: field, occupancy grid and background. It is trained, saved and rendered."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from dreamsa.config import FieldConfig, RenderConfig
+from dreamsa.config import FieldConfig, FreeConfig, RenderConfig
 from dreamsa.fields.field import HashField, Sample
+from dreamsa.keeping import Below, radiance
 from dreamsa.randomness import generator_for
 from dreamsa.rendering.background import SOLID, LearnedBackground
 from dreamsa.rendering.cameras import Cameras, camera_rays
 from dreamsa.rendering.occupancy import OccupancyGrid
-from dreamsa.rendering.volume import Image, Rays, camera_light, render_rays
+from dreamsa.rendering.volume import Image, QueryFn, Rays, camera_light, render_rays
 
 ALPHA_THRESHOLD = 0.01
 """Opacity of one step from which a cell counts as occupied."""
@@ -24,7 +26,10 @@ RAY_CHUNK = 2**16
 
 
 class Scene(nn.Module):
-    """A field in its cube, with its occupancy grid and, if configured, a learned background."""
+    """A field in its cube, with its occupancy grid and, if configured, a learned background.
+
+    The scene of an edit that keeps a part of its parent stands on the parent's, which is frozen.
+    """
 
     def __init__(
         self,
@@ -32,7 +37,12 @@ class Scene(nn.Module):
         render: RenderConfig,
         seed: int,
         device: torch.device | str = "cpu",
+        layers: Sequence[FreeConfig] = (),
     ) -> None:
+        """
+        Args:
+            layers: As `RunConfig.layers`: what may change of the scenes beneath; none by default.
+        """
         super().__init__()
         self.render_config = render
         self.field = HashField(field, generator_for(seed, 0, "field", device))
@@ -41,22 +51,40 @@ class Scene(nn.Module):
             self.environment = LearnedBackground(generator_for(seed, 0, "background", device))
         threshold = ALPHA_THRESHOLD / render.step(field.radius)
         self.occupancy = OccupancyGrid(render.occupancy, field.radius, threshold, device)
+        self.below = Below(field, layers, render.occupancy, device) if layers else None
+
+    @property
+    def keeps_shape(self) -> bool:
+        """Whether the density is frozen."""
+        return self.below is not None and self.below.keeps_shape
 
     def density(self, points: Float[Tensor, "n 3"]) -> Float[Tensor, "n"]:
         """In 1/world unit."""
+        if self.below is not None:
+            return self.below.density(self.field, points)
         return self.field.query(points).density
+
+    def radiance(
+        self, points: Float[Tensor, "n 3"], directions: Float[Tensor, "n 3"] | None = None
+    ) -> Sample:
+        """Density and colour, whether cells are occupied or not; what is rendered."""
+        return radiance(self.field, self.below, points, directions)
+
+    def drawn(self) -> tuple[QueryFn, OccupancyGrid]:
+        """What a training step queries and samples: of a frozen density, colours alone, in its
+        dense cells."""
+        if self.below is None or not self.below.keeps_shape:
+            return self.radiance, self.occupancy
+        colours = partial(self.below.compose, self.field, only="colour")
+        return colours, self.occupancy.undilated()
 
     def query(
         self, points: Float[Tensor, "n 3"], directions: Float[Tensor, "n 3"] | None = None
     ) -> Sample:
-        """The field in occupied cells; 0 elsewhere."""
-        cells, radius = self.occupancy.occupied.shape[0], self.occupancy.radius
-        index = ((points + radius) * (cells / (2 * radius))).floor().long()
-        inside = ((index >= 0) & (index < cells)).all(-1)
-        i, j, k = index.clamp(0, cells - 1).unbind(-1)
-        occupied = inside & self.occupancy.occupied[i, j, k]
+        """`radiance` in occupied cells; 0 elsewhere."""
+        occupied = self.occupancy.contains(points)
         density, rgb = points.new_zeros(len(points)), points.new_zeros(len(points), 3)
-        density[occupied], rgb[occupied] = self.field.query(
+        density[occupied], rgb[occupied] = self.radiance(
             points[occupied], None if directions is None else directions[occupied]
         )
         return Sample(density, rgb)
@@ -71,7 +99,9 @@ class Scene(nn.Module):
         return occupied.min(0) * scale - radius, (occupied.max(0) + 1) * scale - radius
 
     def refresh(self, seed: int, step: int, full: bool) -> None:
-        """Update the occupancy grid; `full` rebuilds it."""
+        """Update the occupancy grid; `full` rebuilds it. A frozen density keeps its own."""
+        if self.keeps_shape:
+            return
         rng = generator_for(seed, step, "occupancy", self.occupancy.density.device)
         (self.occupancy.refresh if full else self.occupancy.update)(self.density, rng)
 
@@ -114,6 +144,28 @@ class Scene(nn.Module):
             )
         self.load_state_dict(parameters)
         self.occupancy.restore(tensors["occupancy"])
+        self._cover()
+
+    def begin_from(self, parent: "Scene", seed: int) -> None:
+        """Start an edit: stand on the parent where that is kept, with a field that is the parent's,
+        or one fitted to it if the parent's scene consists of several."""
+        if self.below is not None:
+            self.below.field.load_state_dict(parent.field.state_dict())
+            self.below.occupied.copy_(parent.occupancy.occupied)
+            if self.below.below is not None and parent.below is not None:
+                self.below.below.load_state_dict(parent.below.state_dict())
+        self.field.load_state_dict(parent.field.state_dict())
+        if self.environment is not None and parent.environment is not None:
+            self.environment.load_state_dict(parent.environment.state_dict())
+        if parent.below is not None:
+            imitate(self, parent, seed)
+        self.occupancy.restore(parent.occupancy.density)
+        self._cover()
+
+    def _cover(self) -> None:
+        """Occupy what the scene beneath occupies, and other cells only where they may change."""
+        if self.below is not None:
+            self.occupancy.stand_on(self.below.occupied, self.below.free_cells())
 
     def background(
         self, cameras: Cameras, resolution: int, sampled: Float[Tensor, "b 3"] | None = None
@@ -132,7 +184,7 @@ class Scene(nn.Module):
     def view(self, cameras: Cameras, resolution: int, background: float | None = None) -> Image:
         """Render without jitter, lit from the camera, over a grey in [0, 1] or the background."""
         cameras = cameras.to(self.occupancy.density.device)
-        query, grid, config = self.field.query, self.occupancy, self.render_config
+        query, grid, config = self.radiance, self.occupancy, self.render_config
         parts: list[Rays] = []
         for i in range(len(cameras)):
             rays = camera_rays(cameras[i : i + 1], resolution, resolution)
@@ -144,9 +196,17 @@ class Scene(nn.Module):
                 else:
                     colours = self._solid_background(background)
                 lights = light.expand_as(directions)
-                parts.append(
-                    render_rays(query, grid, origins, directions, config, colours, light=lights)
+                shown = render_rays(
+                    query,
+                    grid,
+                    origins,
+                    directions,
+                    config,
+                    colours,
+                    light=lights,
+                    density_fn=self.density,
                 )
+                parts.append(shown)
         return Rays.concatenate(parts).image(resolution)
 
     def _solid_background(self, grey: float | None = None) -> Float[Tensor, "3"]:
@@ -154,6 +214,39 @@ class Scene(nn.Module):
             name = self.render_config.background
             grey = SOLID["grey" if name == "random" else name]
         return torch.full((3,), float(grey), device=self.occupancy.density.device)
+
+
+IMITATION_STEPS, IMITATION_POINTS = 400, 8192
+"""Of `imitate`."""
+
+
+def imitate(scene: Scene, other: Scene, seed: int) -> None:
+    """Fit a scene's field, which begins as `other`'s uppermost one, to all of `other`.
+
+    Opacities of a step and colours are compared at random points of occupied cells.
+    """
+    cells, radius = other.occupancy.occupied.nonzero(), other.occupancy.radius
+    size, step = 2 * radius / len(other.occupancy.occupied), scene.render_config.step(radius)
+    optimizer = torch.optim.Adam(scene.field.parameters(), lr=5e-3, betas=(0.9, 0.99), eps=1e-15)
+    if not len(cells):
+        return
+    for number in range(IMITATION_STEPS):
+        rng = generator_for(seed, number, "imitation")
+        chosen = cells[torch.randint(len(cells), (IMITATION_POINTS,), generator=rng).to(cells)]
+        offsets = torch.rand(chosen.shape, generator=rng).to(scene.field.table)
+        points = (chosen + offsets) * size - radius
+        up = torch.tensor([[0.0, 0.0, 1.0]], device=points.device).expand_as(points)
+        with torch.no_grad():
+            wanted = other.radiance(points, up)
+            opacity = -torch.expm1(-wanted.density * step)
+        found = scene.field.query(points, up)
+        error = (-torch.expm1(-found.density * step) - opacity).square()
+        error = error + opacity * (found.rgb - wanted.rgb).square().sum(-1)
+        for group in optimizer.param_groups:
+            group["lr"] = 5e-3 * (1 - number / IMITATION_STEPS)
+        optimizer.zero_grad()
+        error.mean().backward()
+        optimizer.step()
 
 
 def fresh_parameters(field: FieldConfig, render: RenderConfig, seed: int) -> list[Tensor]:

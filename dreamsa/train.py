@@ -227,7 +227,7 @@ def new_training(
     config: RunConfig, device: torch.device | str = "cpu", method: Method | None = None
 ) -> Training:
     """A run before its first step."""
-    scene = Scene(config.field, config.render, config.seed, device)
+    scene = Scene(config.field, config.render, config.seed, device, config.layers)
     optimizer = new_optimizer(scene, config.optimizer)
     schedule = Rule(Window(0, config.steps), ScaleRate(learning_rate_factor(config)), phase=None)
     method = method or Method(rules_for(config))
@@ -354,9 +354,10 @@ def sds_step(
     ours = processes.share(config.camera.batch, "camera.batch")
     drawn = draw_views(config, step, len(score.alpha_bar), retry).part(ours)
     draw = drawn.to(score.alpha_bar.device)
+    query, occupancy = scene.drawn()
     image = render(
-        scene.field.query,
-        scene.occupancy,
+        query,
+        occupancy,
         draw.cameras,
         config.camera.resolution,
         config.render,
@@ -365,6 +366,8 @@ def sds_step(
         draw.light,
         orientation=config.loss.orientation > 0,
         depth_variance=config.loss.depth_variance > 0,
+        density_fn=scene.density,
+        frozen=scene.keeps_shape,
     )
     latents = score.encode(image.rgb)  # differentiable
     noise = draw_noise(config, step, latents.shape, retry)[ours].to(latents)

@@ -12,6 +12,11 @@ from dreamsa.fields.directions import HARMONICS, spherical_harmonics
 from dreamsa.fields.layout import Layout, new_table
 from dreamsa.randomness import random_linear
 
+BLOCK = 8192
+"""Points evaluated at a time without gradients on a CPU. torch computes that many activations in
+one thread."""
+LANES = 64
+"""A CPU computes activations in blocks of this many at most, and the rest of them differently."""
 GEOMETRY = 15
 """Features that a view-dependent colour is computed from, besides the direction (Instant-NGP)."""
 
@@ -52,9 +57,24 @@ class HashField(nn.Module):
     ) -> Sample:
         """Density and colour at points.
 
+        Without gradients on a CPU, they are the same bits whatever other points are asked for.
+
         Args:
             directions: Unit vectors along the rays. View-dependent colours are 0 without them.
         """
+        if torch.is_grad_enabled() or points.device.type != "cpu" or not len(points):
+            return self._query(points, directions)
+        parts = []
+        for start in range(0, len(points), BLOCK):
+            chunk = [
+                value if value is None else _padded(value[start : start + BLOCK])
+                for value in (points, directions)
+            ]
+            parts.append(self._query(chunk[0], chunk[1]))  # pyright: ignore[reportArgumentType]
+        density, rgb = (torch.cat(values)[: len(points)] for values in zip(*parts, strict=True))
+        return Sample(density, rgb)
+
+    def _query(self, points: Tensor, directions: Tensor | None) -> Sample:
         radius = self.config.radius
         encoding = self.encode(((points + radius) / (2 * radius)).clamp(0, 1), self.table)
         raw = self.out(self.hidden(encoding).relu())
@@ -66,3 +86,8 @@ class HashField(nn.Module):
             return Sample(density, raw.new_zeros(len(raw), 3))
         features = torch.cat([raw[:, 1:], spherical_harmonics(directions)], dim=1)
         return Sample(density, self.colour_out(self.colour_hidden(features).relu()).sigmoid())
+
+
+def _padded(rows: Float[Tensor, "n 3"]) -> Float[Tensor, "m 3"]:
+    """Rows of zeros added up to a multiple of LANES."""
+    return nn.functional.pad(rows, (0, 0, 0, -len(rows) % LANES))

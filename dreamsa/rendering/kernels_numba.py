@@ -9,8 +9,9 @@ from dreamsa.compiled import njit, prange
 
 @njit(cache=True, inline="always")
 def _occupied(grid, radius, origins, directions, ray, t):
+    """In float32, so that a sample is in the same cell as its point (`occupancy.in_cells`)."""
     n = grid.shape[0]
-    scale = n / (2 * radius)
+    scale, radius = np.float32(n / (2 * radius)), np.float32(radius)
     i = min(max(int((origins[ray, 0] + t * directions[ray, 0] + radius) * scale), 0), n - 1)
     j = min(max(int((origins[ray, 1] + t * directions[ray, 1] + radius) * scale), 0), n - 1)
     k = min(max(int((origins[ray, 2] + t * directions[ray, 2] + radius) * scale), 0), n - 1)
@@ -26,7 +27,7 @@ def _march(grid, radius, origins, directions, near, far, first, step, starts, ou
             continue
         steps = int(np.ceil((far[ray] - near[ray]) / step)) if far[ray] > near[ray] else 0
         for k in range(steps):
-            t = near[ray] + (k + first[ray]) * step
+            t = np.float32(near[ray] + (k + first[ray]) * step)
             if t >= far[ray]:
                 break
             if _occupied(grid, radius, origins, directions, ray, t):

@@ -1,6 +1,7 @@
 """Occupancy grid: empty cells are not sampled (Instant-NGP, arXiv:2201.05989, sec. 5.2)."""
 
 from collections.abc import Callable
+from copy import copy
 from functools import reduce
 
 import torch
@@ -29,6 +30,22 @@ class OccupancyGrid:
         self.radius, self.threshold = radius, threshold
         self.density = torch.zeros((resolution,) * 3, device=device)
         self.occupied = torch.ones((resolution,) * 3, dtype=torch.bool, device=device)
+        self.beneath: tuple[Tensor, Tensor] | None = None
+
+    def stand_on(self, occupied: Bool[Tensor, "n n n"], free: Bool[Tensor, "n n n"]) -> None:
+        """From now on, occupy at least the cells of `occupied`, and others only among `free`."""
+        self.beneath = occupied, free
+        self._store(self.density)
+
+    def undilated(self) -> "OccupancyGrid":
+        """The dense cells alone."""
+        grid = copy(self)
+        grid.occupied = self.density > self.threshold
+        return grid
+
+    def contains(self, points: Float[Tensor, "n 3"]) -> Bool[Tensor, "n"]:
+        """Whether points lie in occupied cells."""
+        return in_cells(self.occupied, self.radius, points)
 
     @torch.no_grad()
     def update(self, density: DensityFn, rng: torch.Generator, decay: float = 0.9) -> None:
@@ -56,3 +73,25 @@ class OccupancyGrid:
         self.density = density
         dense = (density > self.threshold).float()[None, None]
         self.occupied = torch.nn.functional.max_pool3d(dense, 3, stride=1, padding=1)[0, 0] > 0
+        if self.beneath is not None:
+            occupied, free = self.beneath
+            self.occupied = occupied | (self.occupied & free)
+
+
+def in_cells(
+    cells: Bool[Tensor, "n n n"], radius: float, points: Float[Tensor, "m 3"]
+) -> Bool[Tensor, "m"]:
+    """The values of cells over the cube [-radius, radius]^3 at points; False outside of it."""
+    n = cells.shape[0]
+    index = ((points + radius) * (n / (2 * radius))).floor().long()
+    inside = ((index >= 0) & (index < n)).all(-1)
+    i, j, k = index.clamp(0, n - 1).unbind(-1)
+    return inside & cells[i, j, k]
+
+
+def cell_centres(
+    n: int, radius: float, device: torch.device | str = "cpu"
+) -> Float[Tensor, "{n**3} 3"]:
+    """Centres of n^3 cells over the cube [-radius, radius]^3, the last axis fastest."""
+    axis = ((torch.arange(n, device=device) + 0.5) / n * 2 - 1) * radius
+    return torch.cartesian_prod(axis, axis, axis)

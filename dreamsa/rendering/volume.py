@@ -17,8 +17,12 @@ from torch.nn.functional import normalize
 from dreamsa.config import RenderConfig
 from dreamsa.rendering.cameras import Cameras, camera_rays
 from dreamsa.rendering.kernels import kernels_for
-from dreamsa.rendering.occupancy import OccupancyGrid
+from dreamsa.rendering.kernels_torch import sample_weights
+from dreamsa.rendering.occupancy import DensityFn, OccupancyGrid
 from dreamsa.rendering.shading import density_normals, shade
+
+NEGLIGIBLE = 1e-4
+"""Weight of a sample in its ray's colour up to which a frozen density's samples have no colour."""
 
 Vectors = Float[Tensor, "rays 3"]
 PerRay = Float[Tensor, "rays"]
@@ -127,6 +131,8 @@ def render_rays(
     light: Vectors | None = None,
     orientation: bool = False,
     depth_variance: bool = False,
+    density_fn: DensityFn | None = None,
+    frozen: bool = False,
 ) -> Rays:
     """Render rays over a background.
 
@@ -138,19 +144,27 @@ def render_rays(
             arXiv:2112.03907, eq. 11), at four more density queries per sample.
         depth_variance: Also compute the variance of the depth along each ray, by normalized weights
             (HiFA, arXiv:2305.18766).
+        density_fn: The density alone, if that is less work than `query`.
+        frozen: `density_fn` is the density, without gradients, and `query` is asked for the colours
+            of those samples alone that contribute more than NEGLIGIBLE to their ray's; the others
+            are black.
     """
     kernels = kernels_for(origins.device, config.kernels)
     step = config.step(occupancy.radius)
     first = directions.new_full((len(directions),), 0.5) if first is None else first
     samples = march(occupancy, origins, directions, step, first, kernels)
-    if config.min_transmittance > 0:
+    density_fn = density_fn or (lambda points: query(points, None)[0])
+    if config.min_transmittance > 0 and not frozen:
         with torch.no_grad():
-            density = query(samples.points, None)[0]
+            density = density_fn(samples.points)
         samples = cull(samples, density, step, config.min_transmittance, kernels)
-    density, rgb = query(samples.points, directions[samples.ray])
+    if frozen:
+        density, rgb = _coloured(query, density_fn, samples, directions, step)
+    else:
+        density, rgb = query(samples.points, directions[samples.ray])
     facing_away = rgb.new_zeros(len(rgb), 1)
     if orientation or config.shading != "albedo":
-        normals = density_normals(lambda points: query(points, None)[0], samples.points)
+        normals = density_normals(density_fn, samples.points)
         cosine = (normals * directions[samples.ray]).sum(-1, keepdim=True)
         facing_away = cosine.clamp(min=0).square()
         light = -directions if light is None else light
@@ -170,6 +184,17 @@ def render_rays(
     return Rays(colours, opacity, depth, sums[:, 5], variance, len(samples.t_mid))
 
 
+def _coloured(
+    query: QueryFn, density_fn: DensityFn, samples: Samples, directions: Vectors, step: float
+) -> tuple[Float[Tensor, "samples"], Float[Tensor, "samples 3"]]:
+    """Densities without gradients, and the colours of the samples that show."""
+    with torch.no_grad():
+        density = density_fn(samples.points)
+        shows = sample_weights(density * step, samples.starts) > NEGLIGIBLE
+    rgb = query(samples.points[shows], directions[samples.ray[shows]])[1]
+    return density, rgb.new_zeros(len(shows), 3).index_put((shows,), rgb)
+
+
 def camera_light(cameras: Cameras) -> Float[Tensor, "b 3"]:
     """Unit directions from the origin to the cameras."""
     return normalize(cameras.pose[:, :, 3], dim=-1)
@@ -186,6 +211,8 @@ def render(
     light: Float[Tensor, "b 3"] | None = None,
     orientation: bool = False,
     depth_variance: bool = False,
+    density_fn: DensityFn | None = None,
+    frozen: bool = False,
 ) -> Image:
     """Render square images.
 
@@ -194,7 +221,7 @@ def render(
             [b * resolution^2, 3].
         jitter: As `first` in `render_rays`.
         light: Unit direction towards the light, per view; by default that of the camera.
-        orientation, depth_variance: As in `render_rays`.
+        orientation, depth_variance, density_fn, frozen: As in `render_rays`.
     """
     rays = camera_rays(cameras, resolution, resolution)
     origins, directions = (value.reshape(-1, 3) for value in rays)
@@ -213,4 +240,6 @@ def render(
         light,
         orientation,
         depth_variance,
+        density_fn,
+        frozen,
     ).image(resolution)
