@@ -18,18 +18,18 @@ from dreamsa.fields.field import HashField, Sample
 from dreamsa.randomness import generator_for
 from dreamsa.rendering.occupancy import cell_centres, in_cells
 
-Points = Float[Tensor, "n 3"]
+Points = Float[Tensor, "points 3"]
 Volume = Float32[Tensor, "n n n"]
 
 
-def box_distance(points: Points, box: Sequence[float]) -> Float[Tensor, "n"]:
+def box_distance(points: Points, box: Sequence[float]) -> Float[Tensor, "points"]:
     """Signed distance to an axis-aligned box, negative inside."""
     low, high = points.new_tensor(box[:3]), points.new_tensor(box[3:])
     beyond = (points - (low + high) / 2).abs() - (high - low) / 2
     return beyond.clamp(min=0).norm(dim=-1) + beyond.amax(-1).clamp(max=0)
 
 
-def sphere_distance(points: Points, sphere: Sequence[float]) -> Float[Tensor, "n"]:
+def sphere_distance(points: Points, sphere: Sequence[float]) -> Float[Tensor, "points"]:
     """Signed distance to a sphere, negative inside."""
     return (points - points.new_tensor(sphere[:3])).norm(dim=-1) - sphere[3]
 
@@ -45,7 +45,7 @@ def cell_distance(cells: Bool[np.ndarray, "n n n"], radius: float) -> Float32[np
     return (distance * size).astype(np.float32)
 
 
-def interpolated(volume: Volume, radius: float, points: Points) -> Float[Tensor, "n"]:
+def interpolated(volume: Volume, radius: float, points: Points) -> Float[Tensor, "points"]:
     """Trilinear interpolation between the centres of cells over the cube."""
     grid = (points / radius).flip(-1)[None, :, None, None]
     options = {"mode": "bilinear", "padding_mode": "border", "align_corners": False}
@@ -54,7 +54,7 @@ def interpolated(volume: Volume, radius: float, points: Points) -> Float[Tensor,
 
 def region_distance(
     free: FreeConfig, points: Points, volume: Volume | None = None, radius: float = 1.0
-) -> Float[Tensor, "n"]:
+) -> Float[Tensor, "points"]:
     """Signed distance to what is free, negative inside; without a region everywhere.
 
     Args:
@@ -71,7 +71,7 @@ def region_distance(
     return -distance if free.outside else distance
 
 
-def weight_at(distance: Float[Tensor, "n"], grow: float) -> Float[Tensor, "n"]:
+def weight_at(distance: Float[Tensor, "points"], grow: float) -> Float[Tensor, "points"]:
     """1 inside, 0 from `grow` on, smoothstep (3 x^2 - 2 x^3) between."""
     if grow == 0:
         return (distance <= 0).to(distance)
@@ -79,7 +79,9 @@ def weight_at(distance: Float[Tensor, "n"], grow: float) -> Float[Tensor, "n"]:
     return x * x * (3 - 2 * x)
 
 
-def blend(below: Sample, above: Sample, weight: Float[Tensor, "n"], free: FreeConfig) -> Sample:
+def blend(
+    below: Sample, above: Sample, weight: Float[Tensor, "points"], free: FreeConfig
+) -> Sample:
     """Mix two media: densities by weight, colours by the densities that they contribute.
 
     The results at weights 0 and 1 are exact.
@@ -130,7 +132,7 @@ class Below(nn.Module):
         return self.free.keep == "shape"
 
     @torch.no_grad()
-    def weight(self, points: Points) -> Float[Tensor, "n"]:
+    def weight(self, points: Points) -> Float[Tensor, "points"]:
         """Of the field above, in [0, 1]."""
         distance = region_distance(self.free, points, self.distance, self.radius)
         return weight_at(distance, self.free.grow)
@@ -157,7 +159,7 @@ class Below(nn.Module):
             torch.where(occupied, sample.density, 0), torch.where(occupied[:, None], sample.rgb, 0)
         )
 
-    def density(self, above: HashField, points: Points) -> Float[Tensor, "n"]:
+    def density(self, above: HashField, points: Points) -> Float[Tensor, "points"]:
         """Density of the composed scene alone."""
         if self.keeps_shape:
             return self.query(points).density
