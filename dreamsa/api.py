@@ -121,7 +121,10 @@ def edit(
         scale=scale,
         moments=moments,
         strength=strength,
-        free=free_config(keep, region, grow, outside),
+        keep=keep,
+        region=region,
+        grow=grow,
+        outside=outside,
         steps=steps,
         preset=preset,
         seed=seed,
@@ -144,21 +147,41 @@ def free_config(
     return FreeConfig(keep, grow=grow, outside=outside, **parse_regions(regions))
 
 
+def preview_edit(
+    parent: Run | str | Path, prompt: str, *, runs: Folder = None, **options: Any
+) -> tuple[RunConfig, Path | None]:
+    """Check an edit without starting it. Returns its configuration and, if it has a region, the
+    image of that on the parent, in RUNS/regions.
+
+    Args:
+        options: As `edit` takes them.
+
+    Raises:
+        ValueError: As `edit`.
+    """
+    folder = runs_folder(runs)
+    parent = find_run(parent, folder)
+    return job.preview(edit_config(parent, prompt, **options), parent, folder)
+
+
 def edit_config(
     parent: Run,
     prompt: str,
     *,
-    escape: EscapeName | None,
-    eta: float | None,
-    ascent_steps: int | None,
-    scale: float,
-    moments: Moments,
-    strength: float | None,
-    free: FreeConfig | None,
-    steps: int | None,
-    preset: PresetName | None,
-    seed: int | None,
-    overrides: dict[str, Any] | None,
+    escape: EscapeName | None = None,
+    eta: float | None = None,
+    ascent_steps: int | None = None,
+    scale: float = ASCENT_SCALE,
+    moments: Moments = "reset",
+    strength: float | None = None,
+    keep: Keep | None = None,
+    region: str | Sequence[str] = (),
+    grow: float = 0.0,
+    outside: bool = False,
+    steps: int | None = None,
+    preset: PresetName | None = None,
+    seed: int | None = None,
+    overrides: dict[str, Any] | None = None,
 ) -> RunConfig:
     """The configuration of an edit, from the arguments of `edit`."""
     parent.require_finished()
@@ -187,6 +210,7 @@ def edit_config(
     if ascent_steps is None:
         ascent_steps = usual_ascent if row.ascends else 0
     eta = row.eta if eta is None else eta
+    free = free_config(keep, region, grow, outside)
     numbers = EditConfig(parent.id, eta, ascent_steps, scale, moments, free=free)
     child = edited(before, prompt, numbers, steps)
     return with_overrides(child if seed is None else replace(child, seed=seed), overrides or {})

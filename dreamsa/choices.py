@@ -22,11 +22,12 @@ Format = Literal["glb", "obj", "ply", "stl"]
 FORMATS: tuple[Format, ...] = get_args(Format)
 ColourMode = Literal["texture", "vertex"]
 
-Role = Literal["positive", "negative", "null", "opposite", "degraded", "front", "side"]
+Role = Literal["positive", "negative", "null", "opposite", "degraded", "front", "side", "source"]
 """What a noise prediction is conditioned on: the prompt from this view, the negative prompt, no
-text, the prompt from the opposite view, that of a bad render, those from the front and the side."""
+text, the prompt from the opposite view, that of a bad render, those from the front and the side,
+the prompt of an edit's parent."""
 
-MethodName = Literal["sds", "rescaled", "csd", "nfsd", "ism", "sdi", "consistent", "bridge"]
+MethodName = Literal["sds", "rescaled", "csd", "nfsd", "ism", "sdi", "consistent", "bridge", "dds"]
 """Methods of score distillation: functions of `dreamsa.distill.methods`."""
 Schedule = Literal["uniform", "linear", "hifa", "dreamtime"]
 """How timesteps are chosen over a run."""

@@ -222,10 +222,21 @@ def edit(
     runs: Runs = None,
     json: Json = False,
     quiet: Quiet = False,
+    dry_run: Annotated[
+        bool,
+        Parameter(
+            name="--dry-run",
+            negative="",
+            help="Check and print the configuration, and write an image of the region; run "
+            "nothing.",
+        ),
+    ] = False,
 ) -> None:
     """Change a finished object with a new prompt; the run it is made from is never written to.
 
-    Example: dreamsa edit a-rabbit-7f3a "a purple rabbit"
+    Examples:
+    dreamsa edit a-rabbit-7f3a "a purple rabbit" --keep shape
+    dreamsa edit a-mug "an orange mug" --region box:-0.6,0.2,-0.6,0.6,0.6,0.6 --grow 0.05
 
     Parameters
     ----------
@@ -236,26 +247,32 @@ def edit(
     """
     from dreamsa import api
 
-    job = api.edit(
-        run,
-        prompt,
-        escape=escape,
-        eta=eta,
-        ascent_steps=ascent_steps,
-        scale=scale,
-        moments=moments,
-        strength=strength,
-        keep=keep,
-        region=region or (),
-        grow=grow,
-        outside=outside,
-        steps=steps,
-        preset=preset,
-        seed=seed,
-        overrides=_overrides(set_),
-        runs=runs,
-    )
-    _follow(job, json, quiet)
+    options: dict[str, Any] = {
+        "escape": escape,
+        "eta": eta,
+        "ascent_steps": ascent_steps,
+        "scale": scale,
+        "moments": moments,
+        "strength": strength,
+        "keep": keep,
+        "region": region or (),
+        "grow": grow,
+        "outside": outside,
+        "steps": steps,
+        "preset": preset,
+        "seed": seed,
+        "overrides": _overrides(set_),
+        "runs": runs,
+    }
+    if dry_run:
+        from dreamsa.config import to_json
+
+        config, image = api.preview_edit(run, prompt, **options)
+        print(json_module.dumps(to_json(config), indent=2))
+        if image is not None:
+            print(f"The region: {image}", file=sys.stderr)
+        return
+    _follow(api.edit(run, prompt, **options), json, quiet)
 
 
 @app.command

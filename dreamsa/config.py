@@ -185,7 +185,7 @@ class DistillConfig:
 
     method: MethodName = "sds"
     """sds (DreamFusion, arXiv:2209.14988), rescaled (MVDream), csd, nfsd, ism (LucidDreamer), sdi,
-    consistent (FSD and CFD) or bridge: see `dreamsa.distill.methods`."""
+    consistent (FSD and CFD), bridge or, for edits, dds: see `dreamsa.distill.methods`."""
     guidance_scale: float = Field(default=100.0, ge=0, le=1000)
     """Classifier-free guidance; 1 is the conditional model."""
     schedule: Schedule = "uniform"
@@ -284,6 +284,9 @@ class LossConfig:
     smoothness: float = Field(default=0.0, ge=0, le=1e6)
     """Of the total variation of the colours inside the object, growing linearly over the run:
     surfaces should have no specks."""
+    correlation: float = Field(default=0.0, ge=0, le=1e6)
+    """Of an edit: of 1 - the correlation of its densities with its parent's, at shared random
+    points (Vox-E, arXiv:2303.12048), which uses 200."""
 
 
 @settings("optimizer")
@@ -353,8 +356,6 @@ class FreeConfig:
         if not self.has_region and (self.grow or self.outside):
             name = "grow" if self.grow else "outside"
             raise ValueError(f"{name} needs a region, such as --region sphere:0,0,0.3,0.2.")
-        if not self.has_region and self.keep is None:
-            raise ValueError("edit.free without keep and region keeps nothing. Leave it out.")
 
     @property
     def has_region(self) -> bool:
@@ -438,8 +439,6 @@ class EditConfig:
                 "edit.moments = keep needs an edit that may change everything: the moments are "
                 f"those of a complete scene. Leave out {self.free.words}."
             )
-        if self.beneath and self.free is None:
-            raise ValueError("edit.beneath needs edit.free: only a kept edit stands on its parent.")
         if self.moments == "keep" and (self.eta or self.ascent_steps or self.control):
             raise ValueError(
                 "edit.moments = keep needs a plain edit (eta = 0, no ascent): every other "
@@ -492,6 +491,9 @@ class RunConfig:
                 f"distill.method = {self.distill.method} does not use the guided prediction that "
                 "distill.view_contrast and views.perpendicular change; set both to 0."
             )
+        if self.edit is None and (self.distill.method == "dds" or self.loss.correlation):
+            name = "distill.method = dds" if self.distill.method == "dds" else "loss.correlation"
+            raise ValueError(f"{name} compares an edit with its parent; this run has none.")
         if self.layers and self.render.background == "learned":
             raise ValueError(
                 "An edit that keeps a part of its parent needs a fixed background: "
@@ -508,15 +510,20 @@ class RunConfig:
 
     @property
     def layers(self) -> tuple[FreeConfig, ...]:
-        """What each kept edit that the scene consists of may change, oldest first."""
-        edit = self.edit
-        return () if edit is None or edit.free is None else (*edit.beneath, edit.free)
+        """What each kept edit that the scene consists of may change, oldest first.
+
+        An edit that is compared with its parent in training stands on it, too, and may change
+        everything.
+        """
+        edit, compared = self.edit, self.distill.method == "dds" or self.loss.correlation > 0
+        if edit is None or (edit.free is None and not compared):
+            return ()
+        return (*edit.beneath, edit.free or FreeConfig())
 
 
 def edited(config: RunConfig, prompt: str, edit: EditConfig, steps: int) -> RunConfig:
     """The configuration of an edit: the parent's with a new prompt, number of steps and escape."""
-    beneath = config.layers if edit.free else ()
-    edit = replace(edit, parent_prompt=config.prompt, beneath=beneath)
+    edit = replace(edit, parent_prompt=config.prompt, beneath=config.layers)
     return replace(config, prompt=prompt, steps=steps, edit=edit)
 
 

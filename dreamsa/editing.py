@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from dreamsa.annealing import Event, ResetMoments, Rule, ScaleRate, Window, interpolate
-from dreamsa.config import FreeConfig, RunConfig
+from dreamsa.config import FreeConfig, RunConfig, same_prompt
 from dreamsa.keeping import region_distance, weight_at
 from dreamsa.rendering.occupancy import cell_centres
 from dreamsa.scene import Scene, fresh_parameters
@@ -90,11 +90,17 @@ def learning_rate_factor(config: RunConfig) -> Callable[[int], float]:
 
 
 def check_fits(config: RunConfig, parent: RunConfig) -> None:
-    """Check that an edit has its parent's field.
+    """Check that an edit has its parent's field and, for an automatic region, another prompt.
 
     Raises:
-        ValueError: A setting differs.
+        ValueError: A setting differs, or the prompt does not.
     """
+    free = config.edit and config.edit.free
+    if free and free.auto and same_prompt(config.prompt, parent.prompt):
+        raise ValueError(
+            "The region auto is where two prompts differ, but the new prompt is the parent's: "
+            f"{config.prompt!r}. Name a region, or leave --region out."
+        )
 
     def shape(one: RunConfig) -> dict[str, object]:
         field = {**vars(replace(one.field, backend="auto", sharpness=1.0))}

@@ -30,9 +30,11 @@ from dreamsa.guidance.stable_diffusion import (
     locate_model,
     weights_digest,
 )
-from dreamsa.outputs import load_scene, write_outputs, write_preview
+from dreamsa.media import write_png
+from dreamsa.outputs import load_scene, write_changes, write_outputs, write_preview
+from dreamsa.regions import find_region
 from dreamsa.rendering.kernels import resolve_kernels
-from dreamsa.runs import Run, RunError, new_run, parent_of
+from dreamsa.runs import Run, RunError, new_run, parent_of, slug
 from dreamsa.scene import Scene
 from dreamsa.train import Method, StepResult, Training, displacement, new_training, train
 from dreamsa.version import __version__
@@ -199,6 +201,22 @@ def check_edit(config: RunConfig, parent: Run) -> None:
         check_free(config.edit.free, load_scene(parent, config.device))
 
 
+def preview(config: RunConfig, parent: Run, folder: Path) -> tuple[RunConfig, Path | None]:
+    """Check an edit; write an image of its region, if any, to FOLDER/regions."""
+    config, _ = check(config)
+    check_edit(config, parent)
+    if config.edit is None or config.edit.free is None or not config.edit.free.has_region:
+        return config, None
+    device = resolve_device(config.device)
+    training = new_training(config, device)
+    take_parent(training, parent)
+    score = StableDiffusion.shared(config.model, device) if config.edit.free.auto else None
+    path = folder / "regions" / f"{parent.id}-{slug(config.prompt)}.png"
+    path.parent.mkdir(exist_ok=True)
+    write_png(find_region(training.scene, score, config), path)
+    return config, path
+
+
 def take_parent(training: Training, parent: Run) -> None:
     """Start from the parent's scene and, where the edit keeps them, its optimizer's moments."""
     tensors, state = checkpoint.load(parent.latest_checkpoint)
@@ -283,8 +301,17 @@ def _train(
     origin = {p: start.detach().clone() for p, start in pairs} if known else None
     score = StableDiffusion.shared(config.model, device)
     degraded = config.distill.bridge_words
-    prompt = ViewPrompt(score, config.prompt, config.negative_prompt, config.views, degraded)
-    recorder = _Recorder(run, training, origin, processes.is_first)
+    source = config.edit.parent_prompt if config.edit else ""
+    prompt = ViewPrompt(
+        score, config.prompt, config.negative_prompt, config.views, degraded, source
+    )
+    if newest is None and config.edit and config.edit.free and config.edit.free.has_region:
+        image = find_region(training.scene, score, config)
+        if processes.is_first:
+            write_png(image, run.path / "region.png")
+    recorder = _Recorder(run, training, origin, parent, processes.is_first)
+    if newest is None and config.layers:
+        recorder.save()  # from here on the parent may be deleted
     try:
         for result in train(training, score, prompt, processes):
             yield recorder.record(result)
@@ -332,9 +359,15 @@ class _Recorder:
     """Writes a run's metrics, previews and checkpoints between steps, in the first process only."""
 
     def __init__(
-        self, run: Run, training: Training, origin: Mapping[Tensor, Tensor] | None, writes: bool
+        self,
+        run: Run,
+        training: Training,
+        origin: Mapping[Tensor, Tensor] | None,
+        parent: Run | None,
+        writes: bool,
     ) -> None:
-        self.run, self.training, self.origin, self.writes = run, training, origin, writes
+        self.run, self.training, self.origin, self.parent = run, training, origin, parent
+        self.writes = writes
         self.begun = training.step
         self.seconds, self.shown = 0.0, time.monotonic()
         self.preview: Path | None = None
@@ -377,10 +410,20 @@ class _Recorder:
     def finish(self) -> None:
         self.save()
         if self.writes:
+            self._compare()
             write_outputs(self.run, self.training.scene, self.training.config.turntable)
             self.run.update(
                 status="finished", step=self.training.step, skipped=self.training.skipped
             )
+
+    def _compare(self) -> None:
+        """Record what an edit has kept, unless its parent is gone and it does not stand on it."""
+        before = self.training.scene.beneath()
+        if before is None and self.parent is not None:
+            before = load_scene(self.parent, self.training.config.device)
+        if before is not None:
+            changes = write_changes(self.run, before, self.training.scene)
+            self.run.update(preservation=changes)
 
     def _log(self, result: StepResult) -> None:
         """Append a line to metrics.jsonl: the step's numbers, and each parameter group's

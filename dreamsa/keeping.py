@@ -14,7 +14,7 @@ from scipy.ndimage import distance_transform_edt
 from torch import Tensor, nn
 
 from dreamsa.config import FieldConfig, FreeConfig
-from dreamsa.fields.field import HashField, Sample
+from dreamsa.fields.field import HashField, Queryable, Sample
 from dreamsa.randomness import generator_for
 from dreamsa.rendering.occupancy import cell_centres, in_cells
 
@@ -128,6 +128,11 @@ class Below(nn.Module):
         self.below = Below(field, beneath, cells, device) if beneath else None
 
     @property
+    def layers(self) -> tuple[FreeConfig, ...]:
+        """What each field may change, the topmost last."""
+        return (*(() if self.below is None else self.below.layers), self.free)
+
+    @property
     def keeps_shape(self) -> bool:
         return self.free.keep == "shape"
 
@@ -159,7 +164,7 @@ class Below(nn.Module):
             torch.where(occupied, sample.density, 0), torch.where(occupied[:, None], sample.rgb, 0)
         )
 
-    def density(self, above: HashField, points: Points) -> Float[Tensor, "points"]:
+    def density(self, above: Queryable, points: Points) -> Float[Tensor, "points"]:
         """Density of the composed scene alone."""
         if self.keeps_shape:
             return self.query(points).density
@@ -167,7 +172,7 @@ class Below(nn.Module):
 
     def compose(
         self,
-        above: HashField,
+        above: Queryable,
         points: Points,
         directions: Points | None,
         only: Literal["density", "colour"] | None = None,
@@ -203,7 +208,7 @@ class Below(nn.Module):
 
 
 def radiance(
-    field: HashField, below: Below | None, points: Points, directions: Points | None = None
+    field: Queryable, below: Below | None, points: Points, directions: Points | None = None
 ) -> Sample:
     """A field, standing on what is below it."""
     if below is None:

@@ -4,6 +4,7 @@ import tempfile
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,9 +15,10 @@ from dreamsa.config import CameraConfig
 from dreamsa.device import resolve_device
 from dreamsa.files import TEMPORARY, write_atomic
 from dreamsa.media import Frames, NoFfmpeg, contact_sheet, write_mp4, write_png, write_webp
-from dreamsa.meshing.asset import Colour, make_asset
+from dreamsa.meshing.asset import Beneath, Colour, make_asset
 from dreamsa.meshing.colour_correction import CalibratedView
 from dreamsa.meshing.hull import EmptyScene
+from dreamsa.preservation import changes_sheet, eight_views, preservation, report
 from dreamsa.rendering.cameras import Cameras, camera_rays, viewing_cameras
 from dreamsa.rendering.shading import depth_normals
 from dreamsa.runs import Run
@@ -89,6 +91,17 @@ def write_outputs(run: Run, scene: Scene, frames: int = 60, resolution: int = 12
     return [sheet, *written, readme]
 
 
+def write_changes(run: Run, before: Scene, after: Scene) -> dict[str, Any]:
+    """Write an edit's changes.png: the parent above the edit, what differs outlined.
+
+    Returns:
+        The entries of `Preservation`.
+    """
+    views = eight_views(before, run.config.camera), eight_views(after, run.config.camera)
+    write_png(changes_sheet(*views), run.path / "changes.png")
+    return report(preservation(before, after, views))
+
+
 def write_turntable(frames: Frames, stem: Path) -> list[Path]:
     """Write STEM.webp and, if ffmpeg can, STEM.mp4; warns if it cannot."""
     written = [stem.with_name(f"{stem.name}.webp"), stem.with_name(f"{stem.name}.mp4")]
@@ -151,6 +164,7 @@ def export_mesh(
             views=lambda: export_views(scene, config.camera),
             device=scene.occupancy.density.device,
             stage=stage,
+            beneath=kept_beneath(scene),
         )
     except EmptyScene as error:
         raise EmptyScene(
@@ -162,6 +176,15 @@ def export_mesh(
     path.parent.mkdir(exist_ok=True)  # mesh-obj
     write_asset(asset, path, format, about, scale, unlit)
     return path
+
+
+def kept_beneath(scene: Scene) -> Beneath | None:
+    """What an edit's mesh takes from its parent's: nothing if it has no region, and nothing that it
+    would not have anyway if its density is frozen."""
+    old, below = scene.beneath(), scene.below
+    if old is None or below is None or below.keeps_shape or not below.free.has_region:
+        return None
+    return Beneath(old.query, *old.box(), kept=lambda points: below.weight(points) == 0)
 
 
 def _check_export(

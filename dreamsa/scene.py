@@ -162,6 +162,26 @@ class Scene(nn.Module):
         self.occupancy.restore(parent.occupancy.density)
         self._cover()
 
+    def beneath(self) -> "Scene | None":
+        """The scene that this one stands on, on its own."""
+        if self.below is None:
+            return None
+        device = self.occupancy.density.device
+        layers = self.below.below.layers if self.below.below is not None else ()
+        scene = Scene(self.field.config, self.render_config, 0, device, layers)
+        scene.field.load_state_dict(self.below.field.state_dict())
+        if scene.below is not None and self.below.below is not None:
+            scene.below.load_state_dict(self.below.below.state_dict())
+        scene.occupancy.occupied = self.below.occupied
+        return scene
+
+    def set_region(self, distance: Float[Tensor, "n n n"]) -> None:
+        """Set the automatic region, as signed distances of the cells' centres."""
+        assert self.below is not None
+        assert self.below.distance is not None
+        self.below.distance.copy_(distance)
+        self._cover()
+
     def _cover(self) -> None:
         """Occupy what the scene beneath occupies, and other cells only where they may change."""
         if self.below is not None:

@@ -1,4 +1,4 @@
-"""Intervals and paired tests for comparisons over few seeds; PSNR."""
+"""Intervals and paired tests for comparisons over few seeds; PSNR and silhouettes."""
 
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
@@ -6,6 +6,7 @@ from math import fsum, nan, sqrt
 from typing import NamedTuple, TypeVar
 
 import numpy as np
+import torch
 from jaxtyping import Float
 from scipy import special, stats
 from scipy.optimize import bisect
@@ -170,3 +171,10 @@ def holm(tests: Mapping[str, Test]) -> dict[str, Test]:
 def psnr(a: Float[Tensor, "b *shape"], b: Float[Tensor, "b *shape"]) -> Float[Tensor, "b"]:
     """Peak signal-to-noise ratio in dB of each item, values in [0, 1]; 100 for equal ones."""
     return -10 * (a - b).square().flatten(1).mean(1).clamp(min=1e-10).log10()
+
+
+def silhouette_iou(a: Float[Tensor, "b h w"], b: Float[Tensor, "b h w"]) -> Float[Tensor, "b"]:
+    """Intersection over union of the pixels with opacity above 0.5; 1 if both are empty."""
+    one, other = a > 0.5, b > 0.5
+    both, either = (one & other).sum((1, 2)).float(), (one | other).sum((1, 2)).float()
+    return torch.where(either > 0, both / either.clamp(min=1), torch.ones_like(either))

@@ -110,6 +110,28 @@ def smoothness(image: Image) -> Float[Tensor, ""]:
     return across + down
 
 
+CORRELATION_POINTS = 8192
+"""Of `decorrelation`."""
+
+
+def decorrelation(one: Float[Tensor, "n"], other: Float[Tensor, "n"]) -> Float[Tensor, ""]:
+    """1 - Pearson's correlation, in [0, 2]; 1 if either is constant."""
+    a, b = one - one.mean(), other - other.mean()
+    return 1 - (a * b).mean() / (a.square().mean() * b.square().mean()).sqrt().clamp(min=1e-12)
+
+
+def identity_loss(config: RunConfig, scene: Scene, step: int) -> Float[Tensor, ""] | float:
+    """Weighted decorrelation of an edit's densities from its parent's (Vox-E, arXiv:2303.12048)."""
+    if not config.loss.correlation or scene.below is None or scene.keeps_shape:
+        return 0.0
+    rng = generator_for(config.seed, step, "correlation")
+    unit = torch.rand(CORRELATION_POINTS, 3, generator=rng).to(scene.occupancy.density)
+    points = (2 * unit - 1) * scene.occupancy.radius
+    return config.loss.correlation * decorrelation(
+        scene.density(points), scene.below.query(points).density
+    )
+
+
 def objective(
     config: RunConfig, step: int, distillation: Float[Tensor, ""], image: Image
 ) -> Float[Tensor, ""]:
@@ -284,6 +306,7 @@ def distill(
     image: Image,
     latents: Latents,
     noise: Latents,
+    source: Latents | None = None,
 ) -> tuple[Latents, int]:
     """The gradient of the configured method in the latents, and its noise predictions per view."""
     azimuth, elevation = drawn.cameras.azimuth_deg, drawn.cameras.elevation_deg
@@ -311,9 +334,27 @@ def distill(
         score.alpha_bar,
         step / config.steps,
         None if repulsion is None else repulsion.to(latents.device),
+        source,
     )
     grad = METHODS[config.distill.method](noised, config.distill)
     return clip_per_view(grad, config.distill.max_grad_norm), calls
+
+
+@torch.no_grad()
+def source_latents(
+    scene: Scene, score: ScoreModel, config: RunConfig, draw: Draw
+) -> Latents | None:
+    """dds: the parent's latents from the views of a step, in front of the same background."""
+    if config.distill.method != "dds":
+        return None
+    parent, size = scene.beneath(), config.camera.resolution
+    assert parent is not None
+    grey = parent.background(draw.cameras, size, draw.background)
+    image = render(
+        parent.radiance, parent.occupancy, draw.cameras, size, config.render, grey, draw.jitter,
+        draw.light,
+    )  # fmt: skip
+    return score.encode(image.rgb)
 
 
 def sharpened(config: RunConfig, step: int, sharpness: float) -> float:
@@ -371,11 +412,14 @@ def sds_step(
     )
     latents = score.encode(image.rgb)  # differentiable
     noise = draw_noise(config, step, latents.shape, retry)[ours].to(latents)
-    grad, calls = distill(config, step, score, prompt, drawn, image, latents.detach(), noise)
+    source = source_latents(scene, score, config, draw)
+    args = (drawn, image, latents.detach(), noise, source)
+    grad, calls = distill(config, step, score, prompt, *args)
     phase = training.annealer.phase
     loss = training.objective(
         config, step, distillation_loss(latents, distillation_sign(config, step) * grad), image
     )
+    loss = loss + identity_loss(config, scene, step)
     training.optimizer.zero_grad()
     (loss / processes.count).backward()
     gradients = [p.grad for p in scene.parameters() if p.grad is not None]

@@ -29,6 +29,7 @@ def quick(monkeypatch):
     """A Gaussian replaces the embedded model; finished runs get no images."""
     monkeypatch.setattr(job.StableDiffusion, "load", lambda config, device: tiny_score())
     monkeypatch.setattr(job, "write_outputs", lambda run, scene, frames=8, resolution=16: [])
+    monkeypatch.setattr(job, "write_changes", lambda run, before, after: {})
 
 
 def start(tmp_path, **changes):

@@ -10,7 +10,16 @@ from tiny import tiny_config, tiny_score
 
 from dreamsa import api, job
 from dreamsa import scene as scene_module
-from dreamsa.config import EditConfig, FreeConfig, edited, from_json, parse_regions, to_json
+from dreamsa.config import (
+    DistillConfig,
+    EditConfig,
+    FreeConfig,
+    LossConfig,
+    edited,
+    from_json,
+    parse_regions,
+    to_json,
+)
 from dreamsa.fields.field import Sample
 from dreamsa.guidance.prompts import ViewPrompt
 from dreamsa.keeping import (
@@ -23,15 +32,16 @@ from dreamsa.keeping import (
     weight_at,
 )
 from dreamsa.meshing.asset import make_asset
-from dreamsa.outputs import load_scene
+from dreamsa.outputs import kept_beneath, load_scene
 from dreamsa.randomness import generator_for
 from dreamsa.rendering.cameras import camera_rays, orbit
 from dreamsa.rendering.occupancy import cell_centres
 from dreamsa.scene import Scene
-from dreamsa.train import new_training, sds_step
+from dreamsa.train import decorrelation, identity_loss, new_training, sds_step
 
 SPHERE = FreeConfig(spheres=((0.0, 0.0, 0.4, 0.2),), grow=0.05)
 BOX = FreeConfig(boxes=((-0.6, -0.6, 0.1, 0.6, 0.6, 0.6),))
+DDS = DistillConfig("dds", guidance_scale=1.0)
 UP = torch.tensor([[0.0, 0.0, 1.0]])
 
 
@@ -184,6 +194,29 @@ def test_keeping_the_shape_keeps_density_opacity_and_mesh(parent):
     assert np.array_equal(meshes[0].surface.vertices, meshes[1].surface.vertices)
 
 
+@pytest.mark.parametrize("grown", [False, True])
+def test_vertices_outside_of_the_region_are_those_of_the_parents_mesh(grown):
+    """Before decimation; on a continued lattice if the edit reaches beyond the parent's."""
+    field = replace(tiny_config().field, blob_density=400.0, blob_radius=0.3)
+    parent = a_parent(field=field)
+    box = (-0.6, -0.6, 0.15, 0.6, 0.6, 0.6)
+    child = child_of(parent, FreeConfig(boxes=(box,)), count=1)
+    with torch.no_grad():
+        child.scene.field.out.bias[0] += 200.0 if grown else -200.0
+    child.scene.refresh(0, 1, full=True)
+    size = {"resolution": 40, "faces": None, "colour": "none"}
+    old, new = (
+        make_asset(s.query, *s.box(), **size, beneath=kept_beneath(s)).surface.vertices
+        for s in (parent.scene, child.scene)
+    )
+    cell = (parent.scene.box()[1] - parent.scene.box()[0]).max() / 40
+    below = [rows[rows[:, 2] < 0.15 - 2 * cell] for rows in (old, new)]
+    assert len(below[0]) == len(below[1]) > 100
+    ordered = [rows[np.lexsort(np.round(rows, 5).T)] for rows in below]
+    np.testing.assert_allclose(ordered[0], ordered[1], atol=1e-6 if grown else 0)
+    assert (new[:, 2].max() > old[:, 2].max() + cell) == grown
+
+
 def test_keeping_the_colour_keeps_every_colour(parent):
     child = child_of(parent, FreeConfig("colour"), eta=0.6)
     at = points(20_000, 0.6)
@@ -264,6 +297,63 @@ def test_words_are_numbers_and_numbers_words():
     assert FreeConfig(**parse_regions(["auto"])).regions == ("auto",)
 
 
+def test_decorrelation_is_one_minus_pearsons_correlation():
+    one = torch.tensor([1.0, 2, 3, 4])
+    assert decorrelation(one, 3 * one + 5) == pytest.approx(0, abs=1e-6)
+    assert decorrelation(one, -one) == pytest.approx(2)
+    assert decorrelation(one, torch.tensor([2.0, 1, 1, 2])) == pytest.approx(1)
+    assert decorrelation(one, torch.ones(4)) == 1
+
+
+@pytest.mark.parametrize("changes", [{"distill": DDS}, {"loss": LossConfig(correlation=50.0)}])
+def test_an_edit_that_is_compared_with_its_parent_resumes_exactly(parent, tmp_path, changes):
+    def child():
+        training = new_training(replace(edit, **changes))
+        training.scene.begin_from(parent.scene, 0)
+        return training
+
+    edit = edited(parent.config, "a purple rabbit", EditConfig("parent", eta=0.6), 8)
+    whole, first, second = child(), child(), new_training(replace(edit, **changes))
+    assert not any(result.skipped for result in steps(whole, 8))
+    steps(first, 4)
+    second.load(first.save(tmp_path))
+    steps(second, 4)
+    ends = [training.scene.tensors() for training in (whole, second)]
+    assert all(torch.equal(ends[0][name], ends[1][name]) for name in ends[0])
+    at = points(5000)
+    before, below = queried(parent.scene, at), queried(whole.scene.beneath(), at)
+    assert torch.equal(before.density, below.density)
+    assert not torch.equal(before.density, queried(whole.scene, at).density)
+
+
+def test_correlation_draws_the_density_back_to_the_parents(parent):
+    """As Vox-E's term is for, alone and from a displaced field."""
+    config = edited(parent.config, "a purple rabbit", EditConfig("parent"), 40)
+    config = replace(config, loss=LossConfig(correlation=50.0))
+    training = new_training(config)
+    scene = training.scene
+    scene.begin_from(parent.scene, 0)
+    with torch.no_grad():
+        noise = torch.randn(scene.field.table.shape, generator=generator_for(0, 0, "noise"))
+        scene.field.table += 3 * noise
+    losses = []
+    for step in range(40):
+        loss = identity_loss(config, scene, step)
+        training.optimizer.zero_grad()
+        loss.backward()
+        training.optimizer.step()
+        losses.append(loss.item())
+    assert losses[0] > 0.01
+    assert min(losses[-5:]) < 0.7 * losses[0]
+    assert identity_loss(replace(config, loss=LossConfig()), scene, 0) == 0
+
+
+def test_methods_that_need_a_parent_are_refused_without_one():
+    for changes in ({"distill": DDS}, {"loss": LossConfig(correlation=50.0)}):
+        with pytest.raises(ValueError, match="compares an edit with its parent"):
+            tiny_config(**changes)
+
+
 WRONG = [
     ({"region": "box:0,0,0,1,1,-1"}, "first corner must be below its second"),
     ({"region": "box:0,0,0,1,1"}, "A region is box:"),
@@ -291,6 +381,7 @@ WRONG = [
 def quick(monkeypatch):
     monkeypatch.setattr(job.StableDiffusion, "load", lambda config, device: tiny_score())
     monkeypatch.setattr(job, "write_outputs", lambda run, scene, frames=8, resolution=16: [])
+    monkeypatch.setattr(job, "write_changes", lambda run, before, after: {})
 
 
 @pytest.mark.usefixtures("quick")
@@ -301,6 +392,8 @@ def test_wrong_regions_are_refused_before_anything_is_created(tmp_path):
     for arguments, message in WRONG:
         with pytest.raises(ValueError, match=message):
             api.edit(run, "a purple rabbit", runs=tmp_path, **arguments)
+    with pytest.raises(ValueError, match="the new prompt is the parent's: 'A rabbit'"):
+        api.edit(run, "A rabbit", region="auto", runs=tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == before
 
 
@@ -310,12 +403,13 @@ def test_a_kept_edit_resumes_exactly_and_outlives_its_parent(tmp_path, arguments
     parent = api.generate(config=tiny_config(), runs=tmp_path).wait()
     whole = api.edit(parent, "a purple rabbit", steps=9, runs=tmp_path, **arguments).wait()
     running = api.edit(parent, "a purple rabbit", steps=9, runs=tmp_path, **arguments)
+    old = load_scene(parent, "cpu")
     for progress in running:
+        if progress.step == 1:
+            shutil.rmtree(parent.path)  # before the first periodic checkpoint
         if progress.step == 4:
             break
     running.stop()
-    old = load_scene(parent, "cpu")
-    shutil.rmtree(parent.path)
     resumed = api.resume(running.run, runs=tmp_path).wait()
     scenes = [
         (run.latest_checkpoint / "scene.safetensors").read_bytes() for run in (whole, resumed)

@@ -51,6 +51,8 @@ class Noised:
     """Fraction of the run, in [0, 1)."""
     repulsion: Float[Tensor, "b 2"] | None = None
     """Perp-Neg's weights of front and side, at most 0."""
+    source: Latents | None = None
+    """dds: the parent's latents from the same views."""
 
     @property
     def noisy(self) -> Latents:
@@ -201,6 +203,18 @@ def bridge(at: Noised, config: DistillConfig) -> Latents:
     return _weight(at) * config.guidance_scale * (positive - degraded)
 
 
+def dds(at: Noised, config: DistillConfig) -> Latents:
+    """sigma^2 (E(x) - E_source(x_source)): away from the parent's prompt on the parent's image, by
+    the same noise, so that what the prompts share cancels (delta denoising score,
+    arXiv:2304.07090)."""
+    assert at.source is not None, "only an edit has a source"
+    guided, _ = at.guided(at.noisy, at.timesteps, config)
+    noisy = add_noise(at.source, at.noise, at.alpha_bar[at.timesteps])
+    negative, positive = at.predict(noisy, at.timesteps, "negative", "source")
+    source = classifier_free_guidance(negative, positive, config.guidance_scale)
+    return _weight(at) * (guided - source)
+
+
 Method = Callable[[Noised, DistillConfig], Latents]
 
 METHODS: dict[MethodName, Method] = {
@@ -212,6 +226,7 @@ METHODS: dict[MethodName, Method] = {
     "sdi": sdi,
     "consistent": consistent,
     "bridge": bridge,
+    "dds": dds,
 }
 
 

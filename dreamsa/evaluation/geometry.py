@@ -10,12 +10,12 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from dreamsa.config import CameraConfig
-from dreamsa.evaluation.metrics import silhouette_iou
 from dreamsa.evaluation.views import Views, comparable_views, overlap, true_views
 from dreamsa.rendering.cameras import Cameras, camera_rays
 from dreamsa.rendering.shading import density_normals
 from dreamsa.rendering.volume import render_rays
 from dreamsa.scene import Scene
+from dreamsa.statistics import silhouette_iou
 from dreamsa.toybox.renderer import render_solid
 from dreamsa.toybox.shapes import Solid, distances
 

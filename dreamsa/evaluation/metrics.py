@@ -1,6 +1,7 @@
 """Measures of an object and of an edit, as pure functions of images and features.
 
-PSNR of complete images is `dreamsa.statistics.psnr`, so that the toybox can use it too.
+PSNR of complete images and the overlap of silhouettes are in `dreamsa.statistics`, so that the
+toybox and edits can use them too.
 """
 
 import torch
@@ -52,13 +53,6 @@ def front_everywhere(
 def foreground_fraction(opacity: Float[Tensor, "b h w"]) -> Float[Tensor, "b"]:
     """Fraction of pixels with opacity above 0.5: near 0 for a vanished object, near 1 for fog."""
     return (opacity > 0.5).float().mean((1, 2))
-
-
-def silhouette_iou(a: Float[Tensor, "b h w"], b: Float[Tensor, "b h w"]) -> Float[Tensor, "b"]:
-    """Intersection over union of the pixels with opacity above 0.5; 1 if both are empty."""
-    one, other = a > 0.5, b > 0.5
-    both, either = (one & other).sum((1, 2)).float(), (one | other).sum((1, 2)).float()
-    return torch.where(either > 0, both / either.clamp(min=1), torch.ones_like(either))
 
 
 def half_opaque_fraction(opacity: Float[Tensor, "b h w"]) -> float | None:

@@ -16,10 +16,10 @@ from dreamsa.evaluation.judge import Judge
 from dreamsa.evaluation.views import ELEVATION_DEG, Views, fixed_views, strip
 from dreamsa.files import write_json
 from dreamsa.media import Images, write_png
-from dreamsa.outputs import load_scene
+from dreamsa.outputs import load_scene, write_changes
 from dreamsa.runs import Run, find_run, parent_of, runs_folder
 from dreamsa.scene import Scene
-from dreamsa.statistics import psnr
+from dreamsa.statistics import psnr, silhouette_iou
 from dreamsa.toybox.captions import LOOK_ALIKE, article, caption
 from dreamsa.toybox.dataset import AMBIGUOUS, view_label
 from dreamsa.toybox.shapes import COLOUR_SYNONYMS, COLOURS, TOYS
@@ -152,7 +152,7 @@ def scores_of(
             "probability_before": _mean(fit_of(judge, views.rgb, parent_prompt).probability),
             "directional_similarity": _mean(metrics.directional_similarity(old, new, *texts)),
             "psnr": _mean(psnr(views.rgb, parent.rgb)),
-            "silhouette": _mean(metrics.silhouette_iou(views.opacity, parent.opacity)),
+            "silhouette": _mean(silhouette_iou(views.opacity, parent.opacity)),
             "likeness": _mean((old * new).sum(1)),
         }
     return Scores(**scores)
@@ -190,8 +190,9 @@ def evaluate(
         judge: `toybox`, a CLIP model's folder or its Hub id.
 
     Returns:
-        run, prompt, parent, judge, success, scores (see `Scores`) and the judge's name for each
-        view: also written to RUN/evaluation.json; the views to RUN/evaluation.png.
+        run, prompt, parent, judge, success, scores (see `Scores`), preservation (see
+        `dreamsa.preservation`; None for a generation) and the judge's name for each view: also
+        written to RUN/evaluation.json; the views to RUN/evaluation.png.
 
     Raises:
         ValueError: The run is missing or unfinished, or there is no such judge.
@@ -201,13 +202,14 @@ def evaluate(
     scene, loaded, camera = finished_scene(found), Judge.load(judge), found.config.camera
     views = fixed_views(scene, camera, resolution=loaded.size)
     parent = parent_of(found, folder)
+    old = scene.beneath() if parent is None else finished_scene(parent)
     before = None
-    if parent is not None:
-        parent_views = fixed_views(finished_scene(parent), camera, resolution=loaded.size)
-        before = parent_views, parent.prompt
+    if old is not None and found.config.edit is not None:
+        parent_views = fixed_views(old, camera, resolution=loaded.size)
+        before = parent_views, parent.prompt if parent else found.config.edit.parent_prompt
     scores = scores_of(loaded, views, found.prompt, before)
     angles = (f"{azimuth:g} deg" for azimuth in views.azimuths_deg)
-    repair = parent is not None and same_prompt(found.prompt, parent.prompt)
+    repair = before is not None and same_prompt(found.prompt, before[1])
     facts: dict[str, Any] = {
         "run": found.id,
         "prompt": found.prompt,
@@ -215,6 +217,7 @@ def evaluate(
         "judge": loaded.name,
         "success": succeeded(scores, repair),
         "scores": asdict(scores),
+        "preservation": None if old is None else write_changes(found, old, scene),
         "views": dict(zip(angles, describe(loaded, views.rgb), strict=True)),
     }
     write_json(found.path / "evaluation.json", facts)

@@ -1,6 +1,6 @@
 """Radiance field: hash grid, small MLP, and a density bias that initialises it as a soft ball."""
 
-from typing import NamedTuple
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -26,6 +26,13 @@ class Sample(NamedTuple):
 
     density: Float[Tensor, "n"]  # 1/world unit, at least 0
     rgb: Float[Tensor, "n 3"]  # in [0, 1]
+
+
+@runtime_checkable
+class Queryable(Protocol):
+    """Anything with density and colour at points, such as a `HashField`."""
+
+    def query(self, points: Tensor, directions: Tensor | None = None) -> Sample: ...
 
 
 def density_of(raw: Float[Tensor, "n"], activation: Activation) -> Float[Tensor, "n"]:

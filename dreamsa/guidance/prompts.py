@@ -148,13 +148,15 @@ class ViewPrompt:
         negative: str = "",
         config: ViewConfig = ViewConfig(),
         degraded: str = "",
+        source: str = "",
     ) -> None:
         """
         Args:
             degraded: What follows the prompt in the text of a bad render.
+            source: The prompt of an edit's parent.
         """
         self.config = config
-        self._prompts = {"positive": prompt, "degraded": prompt + degraded}
+        self._prompts = {"positive": prompt, "degraded": prompt + degraded, "source": source}
         self._plain = {"negative": negative, "null": ""}
         self.has_negative = negative != ""
         self._score = score
@@ -172,7 +174,7 @@ class ViewPrompt:
             return self._mix({self._plain[role]: 1.0})
         if role in ("front", "side"):
             return self._mix({view_text(self.config, self._prompts["positive"], role): 1.0})
-        prompt = self._prompts["degraded" if role == "degraded" else "positive"]
+        prompt = self._prompts[role if role in ("degraded", "source") else "positive"]
         azimuth = azimuth_deg + 180 * (role == "opposite")
         return self._mix(self._mixture(prompt, azimuth, elevation_deg))
 

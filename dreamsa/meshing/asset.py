@@ -11,10 +11,27 @@ from jaxtyping import Float, UInt8
 from dreamsa.choices import ColourMode
 from dreamsa.meshing.bake import Charts, QueryFn, bake_texture, composite_colours, to_bytes, unwrap
 from dreamsa.meshing.colour_correction import CalibratedView, vertex_correction
-from dreamsa.meshing.hull import Grid, Level, find_solid, sample_density
+from dreamsa.meshing.hull import (
+    DensityFn,
+    Grid,
+    KeptFn,
+    Level,
+    find_solid,
+    keep_solid,
+    sample_density,
+)
 from dreamsa.meshing.surface import Surface, Vectors, decimate, marching_cubes, vertex_normals
 
 Colour = ColourMode | Literal["none"]
+
+
+class Beneath(NamedTuple):
+    """The scene that an edit stands on: where it is kept, so is its surface."""
+
+    query: QueryFn
+    low: Float[np.ndarray, "3"]
+    high: Float[np.ndarray, "3"]
+    kept: KeptFn
 
 
 class Asset(NamedTuple):
@@ -40,6 +57,7 @@ def make_asset(
     views: Callable[[], Sequence[CalibratedView]] = lambda: (),
     device: torch.device | str = "cpu",
     stage: Callable[[str], None] = lambda text: None,
+    beneath: Beneath | None = None,
 ) -> Asset:
     """Convert a field into a closed, coloured surface.
 
@@ -51,17 +69,26 @@ def make_asset(
         texture: Side of the texture, texels.
         views: Renders the views that the colours are fitted to (see colour_correction.py).
         stage: Receives a short description of each stage as it begins.
+        beneath: The parent's scene of an edit that keeps a part of it. There, before decimation,
+            the vertices are those of the parent's own surface at this resolution.
 
     Raises:
         EmptyScene: Nothing is opaque; the message is a clause that gives the reason.
     """
     up = torch.tensor([[0.0, 0.0, 1.0]], device=device)
+
+    def density(query: QueryFn) -> DensityFn:
+        return lambda points: query(points.to(device), up.expand(len(points), 3))[0]
+
     stage(f"density at {resolution} cells")
-    grid = sample_density(
-        lambda points: query(points.to(device), up.expand(len(points), 3))[0], low, high, resolution
-    )
+    old = None
+    if beneath is not None:
+        old = sample_density(density(beneath.query), beneath.low, beneath.high, resolution)
+    grid = sample_density(density(query), low, high, resolution, old)
     stage("surface")
     solid, level = find_solid(grid)
+    if beneath is not None and old is not None:
+        solid = keep_solid(solid, find_solid(old)[0], lambda at: beneath.kept(at.to(device)))
     surface = marching_cubes(solid)
     if faces is not None:
         surface = decimate(surface, faces)

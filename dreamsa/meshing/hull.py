@@ -23,6 +23,9 @@ from dreamsa.meshing import kernels_numba as kernels
 DensityFn = Callable[[Float[Tensor, "n 3"]], Float[Tensor, "n"]]
 """points in world units -> density in 1/world unit."""
 
+KeptFn = Callable[[Float[Tensor, "n 3"]], Bool[Tensor, "n"]]
+"""points -> whether an edit had to keep the scene there."""
+
 Volume = Float32[np.ndarray, "x y z"]
 
 HALF_OPAQUE = float(np.log(2))
@@ -76,9 +79,16 @@ class Projection(NamedTuple):
 
 @torch.no_grad()
 def sample_density(
-    density: DensityFn, low: Float[np.ndarray, "3"], high: Float[np.ndarray, "3"], resolution: int
+    density: DensityFn,
+    low: Float[np.ndarray, "3"],
+    high: Float[np.ndarray, "3"],
+    resolution: int,
+    beside: Grid | None = None,
 ) -> Grid:
     """Sample the density in a box, with `resolution` cells along its longest side.
+
+    Args:
+        beside: A grid whose lattice is continued instead, as far as needed in each direction.
 
     Raises:
         EmptyScene: The box is empty or the density is not finite.
@@ -87,8 +97,17 @@ def sample_density(
     if not (extent > 0).all():
         raise EmptyScene("no cell of its occupancy grid is occupied")
     cell = float(extent.max() / resolution)
+    low, first = np.asarray(low, float), np.zeros(3, int)
+    if beside is not None:
+        cell, inner = beside.cell, beside.origin + beside.cell
+        first = np.minimum(np.floor((low - inner) / cell + 1e-6).astype(int), 0)
+        high = np.maximum(high, inner + cell * (np.array(beside.values.shape) - 3))
+        low, extent = inner, np.asarray(high, float) - (inner + cell * first)
     counts = np.ceil(extent / cell - 1e-6).astype(int) + 1
-    axes = [torch.from_numpy(low[k] + cell * np.arange(counts[k])).float() for k in range(3)]
+    axes = [
+        torch.from_numpy(low[k] + cell * (first[k] + np.arange(counts[k]))).float()
+        for k in range(3)
+    ]
     values = np.zeros(counts + 2, np.float32)
     layers = max(CHUNK // int(counts[1] * counts[2]), 1)
     for start in range(0, counts[0], layers):
@@ -97,7 +116,20 @@ def sample_density(
         values[1 + start : 1 + start + len(slab), 1:-1, 1:-1] = slab
     if not np.isfinite(values).all():
         raise EmptyScene("its density has values that are not finite")
-    return Grid(values, np.asarray(low, float) - cell, cell)
+    return Grid(values, low + cell * first - cell, cell)
+
+
+def keep_solid(new: Grid, old: Grid, kept: KeptFn) -> Grid:
+    """The solid `new` where it may differ, and `old`, on a part of the same lattice, elsewhere."""
+    offset = np.rint((old.origin - new.origin) / new.cell).astype(int)
+    here = tuple(slice(k, k + n) for k, n in zip(offset, old.values.shape, strict=True))
+    spread = np.zeros_like(new.values)
+    spread[here] = old.values
+    axes = [torch.from_numpy(new.origin[k] + new.cell * np.arange(n)).float()
+            for k, n in enumerate(new.values.shape)]  # fmt: skip
+    planes = (kept(torch.cartesian_prod(x[None], *axes[1:])) for x in axes[0])
+    mask = torch.stack([plane.cpu() for plane in planes]).numpy().reshape(new.values.shape)
+    return new._replace(values=np.where(mask, spread, new.values))
 
 
 def hemisphere_directions(count: int) -> Float[np.ndarray, "{count} 3"]:

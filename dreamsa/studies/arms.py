@@ -5,13 +5,16 @@ from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Any, Literal
 
+from dreamsa.api import free_config
 from dreamsa.choices import ESCAPES, EscapeName, Moments
 from dreamsa.config import ControlConfig, EditConfig
 from dreamsa.settings import parse_setting
 
 MODEL_ARM = "ascent"
 """The arm whose displacement the matched arms copy."""
-NUMBERS = ("ascent_steps", "scale", "eta")
+FREE = ("keep", "region", "grow", "outside")
+"""What an edit may change, as arguments of `dreamsa.edit`."""
+NUMBERS = ("ascent_steps", "scale", "eta", *FREE)
 """Settings of an edit that a variant of an arm may change, besides those of the configuration."""
 
 
@@ -60,8 +63,10 @@ class Arm:
             "scale": scale,
             **self.numbers,
         }
+        free = {name: numbers.pop(name) for name in FREE if name in numbers}
+        kept = free_config(**{"keep": None, "region": (), "grow": 0.0, "outside": False, **free})
         control = ControlConfig(self.control, displacement) if self.control else None  # pyright: ignore[reportArgumentType]
-        return EditConfig(parent, moments=self.moments, control=control, **numbers)
+        return EditConfig(parent, moments=self.moments, control=control, free=kept, **numbers)
 
 
 ARMS: dict[str, Arm] = {
@@ -112,7 +117,8 @@ ARMS: dict[str, Arm] = {
 def arm_of(name: str) -> Arm:
     """An arm by its name or letter, in any case, or a variant of one.
 
-    A variant is "ascent@scale=1@ascent_steps=20" or "B@distill.guidance_scale=50". A variant of a
+    A variant is "ascent@scale=1@ascent_steps=20", "B@distill.guidance_scale=50", "H@keep=shape" or
+    "H@region=auto@grow=0.05". A variant of a
     matched arm that sets one of NUMBERS is not matched: it moves as far as that says.
 
     Raises:

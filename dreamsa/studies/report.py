@@ -52,14 +52,25 @@ LEGEND = (
     "the views for which the new prompt is the most probable text. Object, colour: fraction of the "
     "views in which the judge names it correctly. Direction: cosine between the change of the "
     "images and of the prompts. Preservation, against the parent from the same cameras: PSNR, "
-    "intersection over union of the silhouettes, and likeness, the cosine of the judge's features. "
+    "intersection over union of the silhouettes, and likeness, the cosine of the judge's features; "
+    "against the true object, for another colour: PSNR of the parts that should keep theirs, and "
+    "Chamfer distance of the shape, world units. "
     "Foreground: fraction of the pixels. Side: fraction of the views whose side the judge names "
     "correctly. Janus: fraction of the side and back views that resemble the front more. A success "
     "has the correct object, and colour if the prompt names one, in at least 6 of 8 views; a "
     "repair also the correct side. Success rates with Wilson's, means with Student's 95 % "
     "intervals.</p>"
 )
-PRESERVATION = ("psnr", "silhouette", "likeness", "foreground", "view_right", "janus")
+PRESERVATION = (
+    "psnr",
+    "silhouette",
+    "likeness",
+    "psnr_kept",
+    "chamfer_kept",
+    "foreground",
+    "view_right",
+    "janus",
+)
 """The scores of the second table; the first shows agreement with the new prompt."""
 
 
@@ -114,7 +125,7 @@ def _number(value: float | None, digits: int, signed: bool) -> str:
 
 
 def _digits(measure: str) -> int:
-    return 1 if measure == "psnr" else 3
+    return 1 if measure.startswith("psnr") else 3
 
 
 def _arm(name: str) -> str:

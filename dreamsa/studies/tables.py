@@ -25,6 +25,8 @@ MEASURES = {
     "psnr": "PSNR, dB",
     "silhouette": "silhouette",
     "likeness": "likeness",
+    "psnr_kept": "PSNR of kept parts, dB",
+    "chamfer_kept": "Chamfer of the shape",
     "foreground": "foreground",
     "view_right": "side",
     "janus": "Janus",

@@ -17,6 +17,7 @@ from dreamsa import job
 from dreamsa.config import RunConfig, edited, same_prompt
 from dreamsa.editing import ascent_steps
 from dreamsa.evaluation.judge import Judge
+from dreamsa.evaluation.kept import truth_kept
 from dreamsa.evaluation.scores import ENOUGH, finished_scene, fit_of, scores_of, succeeded
 from dreamsa.evaluation.views import QUARTERS, Views, fixed_views, strip
 from dreamsa.files import write_json
@@ -188,7 +189,7 @@ def _judged(trial: Trial, run: Run) -> Result:
         **_facts(trial),
         "success": success,
         "steps_to_success": steps_to_success(curve, ascent) if success and not repair else None,
-        "scores": asdict(scores),
+        "scores": {**asdict(scores), **truth_kept(old, new, camera, parent.prompt, run.prompt)},
         "displacement": _displacement(run, rows),
         "curve": curve,
         "moved": [

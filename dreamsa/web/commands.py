@@ -31,7 +31,9 @@ def command_line(run: Run, folder: Path) -> str:
     # an argument that cannot be mistaken for an option
     words += [f"--prompt={config.prompt}" if config.prompt.startswith("-") else config.prompt]
     for key, value in options.items():
-        words += [f"--{key.replace('_', '-')}", str(value)]
+        values = value if isinstance(value, tuple) else [value]
+        for one in values:
+            words += [f"--{key.replace('_', '-')}", *([] if one is True else [str(one)])]
     for key, value in changes.items():
         words += ["--set", f"{key}={json.dumps(value)}"]
     return printable(shlex.join(words + ([] if _is_default(folder) else ["--runs", str(folder)])))
@@ -84,6 +86,10 @@ def _edit_options(config: RunConfig, parent: RunConfig) -> tuple[dict[str, Any],
     for name in ("eta", "ascent_steps", "scale", "moments"):
         if getattr(edit, name) != getattr(default, name):
             options[name] = getattr(edit, name)
+    if edit.free is not None:
+        free = {name: getattr(edit.free, name) for name in ("keep", "grow", "outside")}
+        options |= {name: value for name, value in free.items() if value}
+        options |= {"region": edit.free.regions} if edit.free.regions else {}
     # early versions did not record the parent's prompt
     known = replace(config, edit=replace(edit, parent_prompt=parent.prompt))
     changes = _changes(edited(parent, config.prompt, edit, config.steps), known)

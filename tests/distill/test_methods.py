@@ -3,7 +3,7 @@
 The model of most tests: for the text of a role, each pixel is N(m, s^2) with the role's m and s.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import get_args
 
@@ -36,6 +36,7 @@ WORLD: dict[Role, tuple[float, float]] = {
     "degraded": (0.2, 0.6),
     "front": (0.5, 0.2),
     "side": (-0.2, 0.5),
+    "source": (0.1, 0.4),
 }
 UNNAMED = {**WORLD, "negative": WORLD["null"]}
 """The negative prompt is empty."""
@@ -59,12 +60,13 @@ class Predict:
 
 def noised(timestep=400, progress=0.0, world=WORLD, repulsion=None, z=None, seed=0) -> Noised:
     rng = torch.Generator().manual_seed(seed)
-    latents, noise = (torch.randn(3, 1, 2, 2, generator=rng).double() for _ in range(2))
+    latents, noise, source = (torch.randn(3, 1, 2, 2, generator=rng).double() for _ in range(3))
     latents = latents if z is None else torch.full_like(latents, z)
     timesteps = torch.full((3,), timestep)
     if repulsion is not None:
         repulsion = torch.tensor(repulsion).double()
-    return Noised(latents, noise, timesteps, Predict(world), ALPHA_BAR, progress, repulsion)
+    predict = Predict(world)
+    return Noised(latents, noise, timesteps, predict, ALPHA_BAR, progress, repulsion, source)
 
 
 class Formulas:
@@ -142,6 +144,12 @@ class Formulas:
     def bridge_from_80(self):
         return self.csd("degraded")
 
+    def dds(self):
+        x = self.alpha * self.at.source + self.sigma * self.e
+        negative = self.eps("negative", x)
+        source = negative + self.s * (self.eps("source", x) - negative)
+        return self.sigma**2 * (self.E() - source)
+
 
 @pytest.mark.parametrize(
     ("formula", "given"),
@@ -161,6 +169,7 @@ class Formulas:
         ("consistent", {}),
         ("bridge", {"progress": 0.79}),
         ("bridge_from_80", {"progress": 0.8}),
+        ("dds", {}),
     ],
 )
 def test_the_gradient_is_the_formula(formula, given):
@@ -168,6 +177,14 @@ def test_the_gradient_is_the_formula(formula, given):
     config = DistillConfig(method=method, guidance_scale=7.5, inversion_steps=1)
     expected = getattr(Formulas(at, config), formula)()
     torch.testing.assert_close(METHODS[method](at, config), expected)
+
+
+def test_delta_denoising_leaves_what_fits_the_parent_alone():
+    """The same prompt and image before and after: no gradient, whatever the noise."""
+    at = noised(world={**WORLD, "source": WORLD["positive"]})
+    at = replace(at, source=at.latents)
+    found = METHODS["dds"](at, DistillConfig(guidance_scale=7.5))
+    torch.testing.assert_close(found, torch.zeros_like(found), atol=1e-12, rtol=0)
 
 
 def test_every_method_has_a_name():
@@ -285,12 +302,14 @@ def test_number_of_noise_predictions(method, calls, guided):
 def test_descent_moves_towards_the_mean(method):
     """One pixel in 16 views, from a distance of ten standard deviations."""
     config, rng = DistillConfig(guidance_scale=2.0), torch.Generator().manual_seed(0)
-    m, predict, steps = WORLD["positive"][0], Predict(UNNAMED), 120
+    m, steps = WORLD["positive"][0], 120
+    predict = Predict({**UNNAMED, "source": WORLD["positive"]})  # dds: of an image at the mean
     z = torch.full((16, 1, 1, 1), m - 3.0).double()
     for step in range(steps):
         noise = torch.randn(z.shape, generator=rng).double()
         timesteps = torch.randint(150, 450, (16,), generator=rng)
-        at = Noised(z, noise, timesteps, predict, ALPHA_BAR, step / steps)
+        source = torch.full_like(z, m)
+        at = Noised(z, noise, timesteps, predict, ALPHA_BAR, step / steps, source=source)
         z = z - 0.2 * METHODS[method](at, config)
     assert abs(z.mean().item() - m) < 1.0
 

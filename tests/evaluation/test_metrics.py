@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from dreamsa.evaluation import metrics
+from dreamsa.statistics import silhouette_iou
 
 
 def test_retrieval_is_a_ranking_not_a_cosine():
@@ -46,7 +47,7 @@ def test_silhouettes_by_hand():
     """Overlapping, both empty, and one empty."""
     a, b = torch.zeros(3, 4, 4), torch.zeros(3, 4, 4)
     a[0, :2], b[0, 1:3], a[2, :2] = 0.9, 0.9, 0.9
-    assert metrics.silhouette_iou(a, b).tolist() == [pytest.approx(1 / 3), 1.0, 0.0]
+    assert silhouette_iou(a, b).tolist() == [pytest.approx(1 / 3), 1.0, 0.0]
 
 
 def test_half_opaque_pixels_are_a_fraction_of_the_visible_ones():

@@ -18,7 +18,6 @@ from scipy import ndimage
 from studies.reconstruction import FIELD, RENDER, THRESHOLD, fit_scene, load_views
 
 from dreamsa import api
-from dreamsa.evaluation.metrics import silhouette_iou
 from dreamsa.evaluation.views import fixed_cameras
 from dreamsa.media import contact_sheet, write_png
 from dreamsa.meshing.asset import make_asset
@@ -28,7 +27,7 @@ from dreamsa.outputs import calibrated_views, load_scene
 from dreamsa.rendering.cameras import Cameras
 from dreamsa.runs import find_run, runs_folder
 from dreamsa.scene import Scene
-from dreamsa.statistics import psnr
+from dreamsa.statistics import psnr, silhouette_iou
 
 RESOLUTION = 128
 SUPERSAMPLING = 2
