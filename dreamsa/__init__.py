@@ -14,7 +14,17 @@ from typing import TYPE_CHECKING, Any
 from dreamsa.version import __version__ as __version__
 
 if TYPE_CHECKING:
-    from dreamsa.api import edit, export, generate, list_runs, prompts, render, resume, show
+    from dreamsa.api import (
+        edit,
+        export,
+        generate,
+        list_runs,
+        preview_edit,
+        prompts,
+        render,
+        resume,
+        show,
+    )
     from dreamsa.config import EditConfig, RunConfig
     from dreamsa.diagnostics import doctor
     from dreamsa.evaluation.scores import evaluate
@@ -25,7 +35,17 @@ if TYPE_CHECKING:
     from dreamsa.studies.compare import compare
 
 _HOMES = {
-    "api": ("edit", "export", "generate", "list_runs", "prompts", "render", "resume", "show"),
+    "api": (
+        "edit",
+        "export",
+        "generate",
+        "list_runs",
+        "preview_edit",
+        "prompts",
+        "render",
+        "resume",
+        "show",
+    ),
     "config": ("EditConfig", "RunConfig"),
     "diagnostics": ("doctor",),
     "evaluation.scores": ("evaluate",),
