@@ -13,6 +13,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
+from importlib import import_module
 from importlib.util import find_spec
 from types import ModuleType
 from typing import Any
@@ -57,7 +58,7 @@ def import_timm() -> ModuleType:
 
 def _torchvision_works() -> bool:
     try:
-        import torchvision  # noqa: F401  # pyright: ignore[reportMissingImports]
+        import_module("torchvision")
     except (ImportError, OSError, RuntimeError):  # RuntimeError: built for another torch
         return False
     return True
