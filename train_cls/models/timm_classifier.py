@@ -46,14 +46,16 @@ class TimmClassifier(Classifier):
         pretrained: bool = False,
         arguments: Mapping[str, Any] | None = None,
     ) -> None:
-        """Args: pretrained: Load timm's weights, and normalise as they need it instead of by `mean`
-        and `std`; the last layer is new unless the classes are as many. arguments: Of
-        timm.create_model.
+        """
+        Args:
+            pretrained: Load timm's weights, and normalise as they need it instead of by `mean` and
+                `std`. The last layer is new unless the classes are as many.
+            arguments: Of timm.create_model.
 
         Raises:
             ValueError: No such network, argument or weights, or no linear last layer.
         """
-        network = _create(name, classes, channels, pretrained, arguments or {})
+        network: Any = _create(name, classes, channels, pretrained, arguments or {})
         if pretrained:
             mean, std = (_per_channel(network.pretrained_cfg[k], channels) for k in ("mean", "std"))
         super().__init__(mean, std)

@@ -13,7 +13,6 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
-from importlib import import_module
 from importlib.util import find_spec
 from types import ModuleType
 from typing import Any
@@ -41,27 +40,19 @@ def import_timm() -> ModuleType:
     """The package timm.
 
     Raises:
-        ValueError: It is not installed, or too old to have `forward_head` in its networks.
+        ValueError: It is not installed.
     """
     if find_spec("timm") is None:
         raise ValueError(
             "Networks named timm:... need the package timm, which is not installed: pip install "
             "'dreamsa[timm]', or, without torchvision, pip install --no-deps timm."
         )
-    if _torchvision_works():
+    try:
         import timm
-    else:
+    except (ImportError, OSError, RuntimeError):  # RuntimeError: torchvision of another torch
         with _placeholders():
             import timm
     return timm
-
-
-def _torchvision_works() -> bool:
-    try:
-        import_module("torchvision")
-    except (ImportError, OSError, RuntimeError):  # RuntimeError: built for another torch
-        return False
-    return True
 
 
 @contextmanager
