@@ -157,7 +157,7 @@ def _allowed(schema: Mapping[str, Any]) -> str:
         return " or ".join(map(_allowed, schema["anyOf"]))
     if "enum" in schema or "const" in schema:
         return ", ".join(map(str, schema.get("enum", [schema.get("const")])))
-    kind = schema.get("type", "any")
+    kind = str(schema.get("type", "any"))
     if kind == "boolean":
         return "true, false"
     bounds = [f"{words} {schema[key]:g}" for key, words in BOUNDS.items() if key in schema]

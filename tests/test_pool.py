@@ -48,7 +48,7 @@ def wait_until(condition, seconds=60):
         time.sleep(0.05)
 
 
-@pytest.mark.parametrize("victim", ["parent", "worker"])
+@pytest.mark.parametrize("victim", ["parent", pytest.param("worker", marks=pytest.mark.slow)])
 def test_workers_save_and_exit_when_their_parent_or_one_of_them_dies(tmp_path, victim):
     script = tmp_path / "script.py"
     script.write_text(
