@@ -1,5 +1,6 @@
 """Comparisons: shared first generations, the verdict and the report."""
 
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -40,17 +41,25 @@ def test_a_comparison_shares_its_first_generation_resumes_and_reports(tmp_path):
         and "no conclusion from one seed" in page
     )
     assert len((tmp_path / "c" / "scores.csv").read_text().splitlines()) == 7
+    assert page.count("<svg") == 5 and "Unfinished" not in page  # intervals and four plots
+    assert re.search(r"<td>[0-4] of 4</td>", page), "how many of the four ascents forgot"
+    for text in (">seconds<", ">seed 1<", "splits.per_class = 10"):
+        assert text in page, text
     assert [row["epoch"] for row in history(tmp_path / "c", "seal", 1)] == [1, 2, 3, 4, 5, 6]
     assert set(table(tmp_path / "c", arms, seeds)) == set(arms)
     (tmp_path / "c" / "seal" / "seed-1" / "metrics.csv").unlink()
     assert set(table(tmp_path / "c", arms, seeds)["seal"]) == {"0"}, (
         "a run that was stopped has no say yet"
     )
+    page = write_report(tmp_path / "c", arms, seeds).read_text()
+    assert "Unfinished: 1 of 6 runs" in page
 
 
 def test_an_arm_with_tuned_settings_trains_from_scratch(tmp_path):
     list(compare(SMALL, tmp_path / "c", ("seal", "seal@hot"), (0,), {"seal@hot": {"lr": 0.2}}))
     assert rows(tmp_path / "c" / "seal@hot" / "seed-0")[0]["epoch"] == 1
+    page = write_report(tmp_path / "c", ("seal", "seal@hot"), (0,)).read_text()
+    assert "<tr><td>seal@hot</td><td>0.2</td></tr>" in page, "settings in which arms differ"
 
 
 def test_a_diverging_arm_does_not_end_the_comparison(tmp_path):
