@@ -32,7 +32,7 @@ from dreamsa.device import Processes
 from dreamsa.files import write_atomic, write_json
 from dreamsa.settings import from_tree, to_tree, with_overrides
 from train_cls.config import TrackerName, TrainConfig, read, with_absolute_data
-from train_cls.data import Splits, load_splits
+from train_cls.data import DataLost, Splits, load_splits
 from train_cls.data.record import DataRecord, changed_images, check_classes, record, surveys
 from train_cls.methods import spans_run
 from train_cls.tracking import Log, tracked
@@ -189,8 +189,8 @@ def continue_run(
 ) -> Iterator[EpochResult]:
     """Train a run from its newest complete checkpoint to its end.
 
-    Close the iterator to stop after the current epoch; an interrupt, or a true `stop()`, stops
-    after the current step. All save.
+    Close the iterator to stop after the current epoch; an interrupt, a true `stop()` and images
+    that cannot be read any more stop after the current step. All save.
 
     Args:
         branch: Checkpoint of another run's first generation to start from if this run has no
@@ -240,7 +240,7 @@ def _logged(
                 training.save(folder / "checkpoints", keep=2)
                 saved = time.monotonic()
             yield result
-    except (Stopped, GeneratorExit):  # not a second interrupt, which may come within a step
+    except (Stopped, GeneratorExit, DataLost):  # not a second interrupt, perhaps within a step
         if training.batches:
             training.save(folder / "checkpoints", keep=2)
         raise

@@ -12,6 +12,7 @@ from train_cls.data.batches import augment, batch_order, channel_stats, erase, m
 from train_cls.data.images import FileImages, Images, with_channels
 from train_cls.data.rand_augment import rand_augment
 from train_cls.data.splits import (
+    DataLost,
     Dataset,
     Splits,
     choose_classes,
@@ -22,6 +23,7 @@ from train_cls.data.splits import (
 
 __all__ = [
     "DataConfig",
+    "DataLost",
     "Dataset",
     "FileImages",
     "Images",

@@ -1,5 +1,6 @@
 """Images by position: a tensor in memory, or files that are decoded when they are asked for."""
 
+import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -12,6 +13,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
+from dreamsa.signals import STOPPING
 from train_cls.data.files import Tree, decode_image, image_size
 
 CHUNK, CHUNK_BYTES = 256, 2**24
@@ -211,7 +213,7 @@ def in_workers(
         sampler=chunks,
         collate_fn=_unchanged,
         num_workers=workers,
-        worker_init_fn=_leave_interrupts_to_parent,
+        worker_init_fn=_leave_signals_to_parent,
         multiprocessing_context="fork" if workers and sys.platform == "linux" else None,
         pin_memory=pin,
         generator=torch.Generator(),  # else it draws from the global one
@@ -251,10 +253,9 @@ class _Calls(TorchDataset):
             return _Failure("There is not enough memory to decode a batch. Lower batch or size.")
 
 
-def _leave_interrupts_to_parent(worker: int) -> None:
-    """A terminal sends Ctrl-C and its closing to workers too, which the parent still needs."""
-    import signal
-
-    for name in ("SIGINT", "SIGHUP"):
+def _leave_signals_to_parent(worker: int) -> None:
+    """A terminal or a job scheduler signals the workers too, which the parent needs to finish its
+    step; they end when it does."""
+    for name in STOPPING:
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), signal.SIG_IGN)

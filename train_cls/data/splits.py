@@ -29,6 +29,10 @@ MAX_UNREADABLE = 0.01
 cannot be read."""
 
 
+class DataLost(ValueError):
+    """Images that were there when the data set was opened cannot be read any more."""
+
+
 @dataclass(frozen=True, eq=False)
 class Dataset:
     images: Images
@@ -55,14 +59,21 @@ class Dataset:
     def batches(
         self, order: Sequence[Int64[Tensor, " b"]]
     ) -> Iterator[tuple[UInt8[Tensor, "b c h w"], Int64[Tensor, " b"]]]:
-        """Images and labels at the positions of each batch; files are decoded ahead by workers."""
+        """Images and labels at the positions of each batch; files are decoded ahead by workers.
+
+        Raises:
+            DataLost: A file cannot be read any more.
+        """
         device, images = self.labels.device, self.images
         if isinstance(images, FileImages):
             parts = images.batches(order)
         else:
             parts = (images[positions.to(device)] for positions in order)
-        for positions, part in zip(order, parts, strict=True):
-            yield part, self.labels[positions.to(device)]
+        try:
+            for positions, part in zip(order, parts, strict=True):
+                yield part, self.labels[positions.to(device)]
+        except ValueError as error:
+            raise DataLost(str(error)) from error
 
 
 class Splits(NamedTuple):
