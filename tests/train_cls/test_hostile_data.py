@@ -90,6 +90,12 @@ def test_a_folder_of_classes_is_split_the_same_for_every_seed(
     assert torch.equal(load_splits(archive).test.images, one.test.images)
 
 
+def test_folders_of_splits_are_no_classes(tmp_path: Path):
+    write_classes(tmp_path, ("Train", "Test"))
+    with pytest.raises(ValueError, match="no known layout; it holds Test/, Train/"):
+        load_splits(tmp_path)
+
+
 def test_a_folder_of_classes_needs_two_images_of_each(tmp_path: Path):
     write_classes(tmp_path, ("cat", "dog"), count=1)
     with pytest.raises(ValueError, match="no test split, and class cat has only one image"):

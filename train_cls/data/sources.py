@@ -1,5 +1,5 @@
-"""Find a data set and recognise its layout: digits, image folders and Tiny-ImageNet here, arrays in
-`data.arrays`.
+"""Find a data set and recognise its layout: digits, image folders with or without splits and
+Tiny-ImageNet here, arrays in `data.arrays`.
 
 A source lists its images and decodes an image file only when its position is requested.
 """
@@ -44,6 +44,8 @@ from train_cls.data.images import FileImages
 
 DIGITS_TRAIN = 100  # images of each digit in the training split, of 174 to 183
 VALIDATION_NAMES = ("val", "valid", "validation")
+SPLIT_NAMES = frozenset({"train", "training", "test", "testing", *VALIDATION_NAMES})
+"""Folders that are no classes, in any case of letters."""
 FLAT_TEST = 0.2
 """Fraction of each class that is the test split of a folder without one."""
 
@@ -173,9 +175,10 @@ def notes_on(tree: Tree, folders: Sequence[str], *more: str) -> tuple[str, ...]:
 
 
 def has_flat(tree: Tree, base: str) -> bool:
-    if base.rpartition("/")[2] in ("train", "test", *VALIDATION_NAMES):
+    folders = tree.folders(base)
+    if any(name.lower() in SPLIT_NAMES for name in (base.rpartition("/")[2], *folders)):
         return False
-    return sum(bool(image_files(tree, join(base, name))) for name in tree.folders(base)) > 1
+    return sum(bool(image_files(tree, join(base, name))) for name in folders) > 1
 
 
 def load_flat(tree: Tree, base: str, size: int) -> Source:

@@ -193,7 +193,7 @@ def readable(
     cannot be read.
 
     Raises:
-        ValueError: More than MAX_UNREADABLE of them, or all of a class, cannot be read.
+        ValueError: Images of different sizes, or as `without`.
     """
     files = data.images
     if not isinstance(files, FileImages):
@@ -204,25 +204,36 @@ def readable(
         images, unreadable = replace(files, histogram=survey.histogram), survey.unreadable
     else:
         images, unreadable = files.load()
-    if not unreadable:
-        return replace(data, images=images)
+    data = replace(data, images=images)
+    return without(data, unreadable, name) if unreadable else data
+
+
+def without(data: Dataset, unreadable: Mapping[int, str], name: str) -> Dataset:
+    """Pass over these images, which cannot be read, and log it.
+
+    Args:
+        unreadable: The reason by position.
+
+    Raises:
+        ValueError: More than MAX_UNREADABLE of all, or all of a class.
+    """
     kept = torch.tensor([i for i in range(len(data)) if i not in unreadable], dtype=torch.int64)
-    lost = set(data.labels.tolist()) - set(data.labels[kept].tolist())
-    listed = " ".join(list(unreadable.values())[:10])
-    if len(unreadable) > max(1, int(MAX_UNREADABLE * len(data))) or lost:
-        limit = f"no image of {abbreviate(data.classes[i] for i in sorted(lost))} is left"
-        raise ValueError(
-            f"{name}: {len(unreadable):,} of {plural(len(data), 'image')} cannot be read, and "
-            f"{limit if lost else f'at most {MAX_UNREADABLE:.0%} are passed over'}: {listed}"
-        )
-    _log_once(
-        f"{name}: passed over {len(unreadable):,} of {plural(len(data), 'image')} that cannot be "
-        f"read: {listed}"
-    )
-    if isinstance(images, FileImages):
-        images = replace(images.select(kept.tolist()), histogram=images.histogram)
+    lost = sorted(set(data.labels.tolist()) - set(data.labels[kept].tolist()))
+    limit = ""
+    if len(unreadable) > max(1, int(MAX_UNREADABLE * len(data))):
+        limit = f"at most {MAX_UNREADABLE:.0%} are passed over"
+    if lost:
+        limit = f"no image of {abbreviate(data.classes[i] for i in lost)} is left"
+    count = f"{len(unreadable):,} of {plural(len(data), 'image')}"
+    reasons = " ".join(list(unreadable.values())[:10])
+    if limit:
+        raise ValueError(f"{name}: {count} cannot be read, and {limit}: {reasons}")
+    _log_once(f"{name}: passed over {count} that cannot be read: {reasons}")
+    if isinstance(data.images, FileImages):
+        files = data.images
+        images = replace(files.select(kept.tolist()), histogram=files.histogram)
     else:
-        images = images[kept]
+        images = data.images[kept]
     return replace(data, images=images, labels=data.labels[kept], unreadable=unreadable)
 
 
