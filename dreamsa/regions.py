@@ -24,6 +24,7 @@ from dreamsa.media import contact_sheet, to_uint8
 from dreamsa.preservation import OUTLINE, outline
 from dreamsa.randomness import generator_for
 from dreamsa.rendering.cameras import Cameras, camera_rays, viewing_cameras
+from dreamsa.rendering.occupancy import cell_centres
 from dreamsa.scene import Scene
 
 AZIMUTHS, ELEVATIONS_DEG = 8, (0.0, 35.0, 70.0)
@@ -40,6 +41,7 @@ class Disagreement(NamedTuple):
 
     mean: Float[np.ndarray, "n n n"]  # squared difference, mean over pixels; 0 where unseen
     seen: Bool[np.ndarray, "n n n"]
+    matter: Bool[np.ndarray, "n n n"]  # dense at the cell's centre
 
 
 def comparison_cameras(camera: CameraConfig) -> list[Cameras]:
@@ -90,7 +92,10 @@ def disagreement(
         np.add.at(total, cells, found[hit].cpu().numpy())
         np.add.at(count, cells, 1)
     mean = total / count.clip(1)
-    return Disagreement(mean.reshape(n, n, n), count.reshape(n, n, n) > 0)
+    centres = cell_centres(n, scene.occupancy.radius, scene.occupancy.density.device)
+    matter = scene.query(centres).density > scene.occupancy.threshold
+    parts = mean, count > 0, matter.cpu().numpy()
+    return Disagreement(*(part.reshape(n, n, n) for part in parts))
 
 
 def surface(depth: Float[Tensor, "b h w"], cameras: Cameras) -> Float[Tensor, "b h w 3"]:
@@ -122,8 +127,7 @@ def cut(found: Disagreement) -> Bool[np.ndarray, "n n n"]:
         ratio = np.exp(logs[above].mean() - logs[~above].mean())
         changed[found.seen] = above | (ratio < DISTINCT)
     distance, nearest = ndimage.distance_transform_edt(~found.seen, return_indices=True)  # pyright: ignore[reportGeneralTypeIssues]
-    inside = ndimage.binary_fill_holes(ndimage.binary_closing(found.seen, iterations=1))
-    return changed[tuple(nearest)] & (inside | (distance < 2))
+    return changed[tuple(nearest)] & (found.matter | (distance < 2))
 
 
 def automatic_region(

@@ -76,9 +76,9 @@ def test_an_object_that_differs_all_over_is_cut_nowhere():
     seen[3:9, 3:9, 3:9] = True
     rng = np.random.default_rng(0)
     mean = seen * rng.uniform(0.9, 1.1, seen.shape)
-    assert cut(Disagreement(mean, seen))[seen].all()
+    assert cut(Disagreement(mean, seen, seen))[seen].all()
     halves = mean * np.where(np.arange(12) < 6, 1.0, 0.05)
-    found = cut(Disagreement(halves, seen))
+    found = cut(Disagreement(halves, seen, seen))
     assert found[4:8, 4:8, :5][seen[4:8, 4:8, :5]].all()
     assert not found[4:8, 4:8, 7:].any()
 
