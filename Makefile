@@ -4,7 +4,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 RUNS   ?= runs
 
-.PHONY: demo test test-gpu test-slow lint
+.PHONY: demo test test-gpu test-slow prove lint
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -24,6 +24,10 @@ test-gpu: $(VENV)/installed
 
 test-slow: $(VENV)/installed
 	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -m slow
+
+# Reliability: kills, faults, damage and hostile requests; at most an hour, continues where it was stopped.
+prove: $(VENV)/installed
+	PYTHONPATH=tests OMP_WAIT_POLICY=passive $(BIN)/python -m prove
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check .

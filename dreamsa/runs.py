@@ -33,6 +33,7 @@ from dreamsa.files import (
     write_atomic,
     write_json,
 )
+from dreamsa.settings import first_problem
 from dreamsa.text import printable
 from dreamsa.version import __version__
 
@@ -125,9 +126,7 @@ class Run:
         try:
             _record_type().validate_python(record, strict=True)
         except ValidationError as error:
-            first = error.errors(include_url=False)[0]
-            entry = ".".join(map(str, first["loc"])) or "its content"
-            raise RunError(f"{path} is damaged: {entry}: {first['msg']}.") from error
+            raise RunError(f"{path} is damaged: {first_problem(error)}.") from error
         return record
 
     def _refuse_links(self) -> None:

@@ -51,6 +51,12 @@ def settings(section: str = "") -> Callable[[Class], Class]:
     return decorate
 
 
+def first_problem(error: ValidationError) -> str:
+    """The first problem of a validation error: "lineage.0.id: Field required"."""
+    first = error.errors(include_url=False)[0]
+    return f"{'.'.join(map(str, first['loc'])) or 'its content'}: {first['msg']}"
+
+
 def from_tree(cls: type[Settings], tree: Any) -> Settings:
     """Build settings from nested dictionaries, as JSON holds them.
 

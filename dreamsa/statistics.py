@@ -146,7 +146,7 @@ def _detectable_t(freedom: int, power: float) -> float:
     critical = float(special.stdtrit(freedom, 0.975))
 
     def excess(shift: float) -> float:
-        # scipy's lower tail is NaN where it is negligible
+        # allowed: scipy's lower tail is NaN where it is negligible
         lower = np.nan_to_num(stats.nct.cdf(-critical, freedom, shift))
         return float(1 - stats.nct.cdf(critical, freedom, shift) + lower) - power
 

@@ -13,7 +13,7 @@ from typing import Annotated, Any, NamedTuple, NotRequired
 
 import torch
 from jaxtyping import Float, Int64
-from pydantic import Field, TypeAdapter
+from pydantic import Field, TypeAdapter, ValidationError
 from torch import Tensor
 from typing_extensions import TypedDict
 
@@ -35,6 +35,7 @@ from dreamsa.rendering.background import random_grey
 from dreamsa.rendering.cameras import Cameras, sample_cameras
 from dreamsa.rendering.volume import Image, render
 from dreamsa.scene import Scene
+from dreamsa.settings import first_problem
 from dreamsa.signals import deferred_interrupt
 
 MAX_SKIPPED = 10
@@ -199,7 +200,7 @@ class Training:
             self.scene.restore(tensors["scene"])
             checkpoint.unpack_optimizer(self.optimizer, tensors["training"], state["optimizer"])
         except (ValueError, KeyError) as error:
-            reason = str(error).partition(" For further information")[0]
+            reason = first_problem(error) if isinstance(error, ValidationError) else error
             raise CheckpointError(f"{folder} does not fit its run: {reason}.") from error
         self.annealer.load_state_dict({**state["annealer"], "step": state["step"]})
         self.skipped, self.skipped_in_a_row = state["skipped"], state["skipped_in_a_row"]

@@ -1,6 +1,7 @@
 """Shared fixtures. Tests that use ../shared/data skip, with the reason, when it is absent."""
 
 import os
+import socket
 import warnings
 from pathlib import Path
 
@@ -31,6 +32,20 @@ CHECKED = [
 ]
 CHECKER = "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))"  # int is a float
 install_import_hook(CHECKED, CHECKER)
+
+_connect = socket.socket.connect
+
+
+def _connect_here(self: socket.socket, address) -> None:
+    """The suite needs no network: a connection to another machine is an error."""
+    if self.family in (socket.AF_INET, socket.AF_INET6):
+        host = str(address[0])
+        if not (host == "localhost" or host.startswith("127.") or host == "::1"):
+            raise OSError(f"a test connects to {host}")
+    _connect(self, address)
+
+
+socket.socket.connect = _connect_here  # pyright: ignore[reportAttributeAccessIssue]
 
 parallel = "PYTEST_XDIST_WORKER" in os.environ
 torch.set_num_threads(1 if parallel else min(2, os.cpu_count() or 1))

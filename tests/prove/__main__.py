@@ -26,7 +26,12 @@ def run_here(name: str, quick: bool, path: Path) -> None:
     count, started = proof.QUICK if quick else proof.COUNT, time.monotonic()
     with TemporaryDirectory(prefix="prove-") as folder:
         result = proof.prove(Path(folder), count)
-    facts = {**result._asdict(), "count": count, "seconds": round(time.monotonic() - started)}
+    facts = {
+        **result._asdict(),
+        "facts": dict(result.facts),
+        "count": count,
+        "seconds": round(time.monotonic() - started),
+    }
     path.write_text(json.dumps(facts | {"what": " ".join((proof.__doc__ or "").split())}, indent=1))
 
 

@@ -4,8 +4,9 @@ import hashlib
 import os
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import NamedTuple
 
 import torch
@@ -19,7 +20,7 @@ from dreamsa.runs import Run
 class Result(NamedTuple):
     tried: int
     failures: list[str]
-    facts: dict[str, object] = {}
+    facts: Mapping[str, object] = MappingProxyType({})
 
 
 def use_tiny_model() -> None:

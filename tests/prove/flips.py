@@ -11,7 +11,7 @@ import torch
 from dreamsa import checkpoint
 from dreamsa.checkpoint import CheckpointError
 from dreamsa.runs import Run, RunError, list_runs
-from prove.common import Result, generate, settle, use_tiny_model
+from prove.common import Result, generate, use_tiny_model
 
 COUNT, QUICK = 2000, 150
 
@@ -44,7 +44,8 @@ def _problem(run: Run, path: Path, good: tuple) -> str | None:
 
 def prove(folder: Path, count: int) -> Result:
     use_tiny_model()
-    assert settle(lambda: [generate(folder / "runs", 12) for _ in range(2)], folder / "log") == 0
+    for _ in range(2):
+        generate(folder / "runs", 12)
     run, other = list_runs(folder / "runs")
     newest = run.latest_checkpoint
     good = checkpoint.load(newest), run.config

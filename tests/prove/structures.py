@@ -16,7 +16,7 @@ from dreamsa.checkpoint import MANIFEST
 from dreamsa.device import resolve_device
 from dreamsa.runs import Run, branches, damaged_runs, list_runs
 from dreamsa.train import new_training
-from prove.common import Result, generate, settle, use_tiny_model
+from prove.common import Result, generate, use_tiny_model
 
 COUNT, QUICK = 5000, 120
 VALUES = (None, True, -1, 0, 1.5, 10**18, -(10**30), float("nan"), float("inf"), "", "x", "../x",
@@ -67,13 +67,15 @@ def _read(run: Run, name: str) -> None:
 
 def prove(folder: Path, count: int) -> Result:
     use_tiny_model()
-    assert settle(lambda: generate(folder / "runs", 12), folder / "log") == 0
+    generate(folder / "runs", 12)
     run = list_runs(folder / "runs")[0]
     run.update(config_sha256=None)
     newest = run.latest_checkpoint
     files = [run.path / n for n in ("run.json", "config.json", "metrics.jsonl")]
     files += [newest / MANIFEST, newest / "state.json"]
     rng, failures, slowest = random.Random(0), [], 0.0
+    for name in ("run.json", "state.json"):  # load what is loaded once
+        _read(run, name)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     manifest, tried = (newest / MANIFEST).read_text(), 0
     for path in files:

@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 from urllib.parse import quote
 
-from prove.common import Result, generate, settle, use_tiny_model
+from prove.common import Result, generate, use_tiny_model
 from prove.site import Server, serving
 
 COUNT, QUICK = 60, 6
@@ -83,14 +83,14 @@ def prove(folder: Path, count: int) -> Result:
     use_tiny_model()
     runs, secret = folder / "runs", folder / "secret.txt"
     secret.write_text(SECRET)
-    assert settle(lambda: generate(runs, 12), folder / "log") == 0
+    generate(runs, 12)
     run = next(path.parent.name for path in runs.glob("*/run.json"))
     (runs / run / "private").write_text(SECRET)
     address, seen = _canary()
     failures, tried = [], 0
     with serving(folder, runs) as server:
-        texts = [*payloads(secret, run, count), address, "http://169.254.169.254/latest",
-                 "http://[::1]:22/", "http://2130706433:1/", address.replace("127.0.0.1", "0")]  # fmt: skip
+        texts = [*payloads(secret, run, count), address, address.replace("127.0.0.1", "0")]
+        texts += ["http://169.254.169.254/latest", "http://[::1]:22/", "http://2130706433:1/"]
         before = {path.name for path in runs.iterdir()}
         for text in texts:
             for name, (_, _, answer) in _requests(server, text, run):
