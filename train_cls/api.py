@@ -87,12 +87,15 @@ def load_run(folder: Path, generation: int | None = None) -> tuple[TrainConfig, 
 
 def evaluate(folder: Path, generation: int | None = None) -> dict[str, Any]:
     """Accuracy, likelihood and calibration of one generation; accuracy of every generation and
-    scores of their ensemble."""
+    scores of their ensemble; and, with validation images, the scores of the epoch that is best on
+    them."""
     config, model, splits = load_run(folder, generation)
     found: dict[str, Any] = {"run": str(folder), "method": config.method}
     for name, data in (("validation", splits.validation), ("test", splits.test)):
         if len(data):
             found[name] = scores(_predict(model, data), data.labels)
+    if best := runs.best_epoch(folder):
+        found["best epoch on validation"] = best
     members = generations(folder)
     if len(members) > 1:
         logits = []
@@ -155,12 +158,18 @@ def few_shot(
 
 
 def depth(
-    folder: Path, generation: int | None = None, max_images: int = 2000, **settings: Any
+    folder: Path, generation: int | None = None, max_images: int = 0, **settings: Any
 ) -> dict[str, Any]:
     """kNN prediction depth on the run's own data: accuracy of each layer's probe, and the mean
-    depth."""
+    depth.
+
+    Args:
+        max_images: Of each split; 0 for all.
+    """
     _, model, splits = load_run(folder, generation)
-    bank, queries = (_pair(_subset(d, max_images), model) for d in (splits.train, splits.test))
+    bank, queries = (
+        _pair(_subset(d, max_images or len(d)), model) for d in (splits.train, splits.test)
+    )
     result = prediction_depth(model, bank, queries, config=DepthConfig(**settings))
     return {
         "mean depth": result.mean_depth,

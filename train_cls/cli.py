@@ -293,7 +293,7 @@ def depth(
     folder: Run,
     *,
     neighbours: Annotated[int, Parameter(help="k of the nearest-neighbour probes.")] = 5,
-    most: Annotated[int, Parameter(help="Max images of each split.")] = 2000,
+    most: Annotated[int, Parameter(help="Max images of each split; 0 for all.")] = 0,
     generation: Generation = None,
     json: Json = False,
 ) -> None:

@@ -303,6 +303,16 @@ def last_scores(run: Path) -> dict[str, float]:
     )
 
 
+def best_epoch(run: Path) -> dict[str, float]:
+    """The epoch with the highest validation accuracy (the first of several) and its scores; empty
+    without validation images."""
+    judged = [row for row in rows(run) if "validation accuracy" in row]
+    if not judged:
+        return {}
+    best = max(judged, key=lambda row: row["validation accuracy"])
+    return {"epoch": best["epoch"], **scores_of(best)}
+
+
 def diverged(run: Path) -> str | None:
     """Why a run of a comparison or sweep has diverged; None if it has not."""
     path = run / DIVERGED

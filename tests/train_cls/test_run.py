@@ -17,7 +17,7 @@ from train_cls import train as train_module
 from train_cls.config import TrainConfig, read
 from train_cls.data import load_splits
 from train_cls.methods import METHODS, spans_run
-from train_cls.run import continue_run, new_run, rows
+from train_cls.run import best_epoch, continue_run, new_run, rows
 from train_cls.train import new_training, train
 
 QUICK = replace(SMALL, model="preresnet-tiny", generations=2)
@@ -272,3 +272,15 @@ def test_a_run_with_other_classes_than_its_weights_is_refused(tmp_path):
     (tmp_path / "run" / "data.json").unlink()
     with pytest.raises(ValueError, match=r"fc\.weight is \(10, 64\) in it and \(5, 64\)"):
         api.evaluate(tmp_path / "run")
+
+
+def test_the_best_epoch_on_validation_is_told_apart_from_the_last(tmp_path):
+    assert best_epoch(tmp_path) == {}
+    lines = [
+        {"epoch": 1, "validation accuracy": 0.5, "test accuracy": 0.25},
+        {"epoch": 2, "validation accuracy": 0.75, "test accuracy": 0.5, "loss": 1.0},
+        {"epoch": 3, "validation accuracy": 0.75, "test accuracy": 1.0},
+        {"epoch": 4, "loss": 0.5},
+    ]
+    (tmp_path / "metrics.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in lines))
+    assert best_epoch(tmp_path) == {"epoch": 2, "validation accuracy": 0.75, "test accuracy": 0.5}
