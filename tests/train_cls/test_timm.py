@@ -217,10 +217,12 @@ def test_pretrained_weights_come_as_safetensors_with_their_normalisation(tmp_pat
     monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
     model = build_model("timm:test_resnet", 5, 3, (0.1,) * 3, (0.2,) * 3, pretrained=True)
     assert asked == [("timm/test_resnet.r160_in1k", "model.safetensors")]
-    assert torch.equal(model.body.conv1.weight, source["conv1.weight"])
+    assert torch.equal(model.body.conv1[0].weight, source["conv1.0.weight"])
     assert model.pixels.mean.tolist() == pytest.approx(model.body.pretrained_cfg["mean"])
     grey = build_model("timm:test_resnet", 5, 1, pretrained=True)
-    torch.testing.assert_close(grey.body.conv1.weight, source["conv1.weight"].sum(1, keepdim=True))
+    torch.testing.assert_close(
+        grey.body.conv1[0].weight, source["conv1.0.weight"].sum(1, keepdim=True)
+    )
 
     def fail(*_):
         raise OSError("We couldn't connect to the Hub.\nMore.")
