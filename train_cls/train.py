@@ -3,7 +3,7 @@
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
@@ -287,7 +287,7 @@ def new_training(config: TrainConfig, train: Dataset, initial: bool = True) -> T
     return training
 
 
-def _normalization(config: TrainConfig, train: Dataset) -> tuple[list[float], list[float]]:
+def _normalization(config: TrainConfig, train: Dataset) -> tuple[Sequence[float], Sequence[float]]:
     """Mean and standard deviation of the inputs per channel, on the scale of [0, 1]."""
     if config.normalize == "data":
         return channel_stats(train.images)
