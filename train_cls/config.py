@@ -84,7 +84,7 @@ class AnnealConfig:
     eps: float = Field(default=1.0, ge=1e-12, le=1e12)
     """Landscape modification: eps of grad U / (f((U - c)+) + eps)."""
     power: float = Field(default=1.0, ge=0, le=10)
-    """f(x) = x^power of landscape modification and state-dependent noise."""
+    """Exponent: f(x) = x^power of landscape modification and state-dependent noise."""
     c: float | None = None
     """Landscape modification: the loss above which it acts; null for the running minimum."""
     t_initial: float = Field(default=15.0, ge=1e-12, le=1e12)
@@ -114,10 +114,10 @@ class AugmentConfig:
     """Augmentation beyond crops and flips, drawn anew for every batch."""
 
     mixup: float = Field(default=0.0, ge=0, le=100)
-    """alpha of mixup, lambda ~ Beta(alpha, alpha); 0 is off. With cutmix, each batch takes one of
+    """Mixup: alpha of lambda ~ Beta(alpha, alpha); 0 is off. With cutmix, each batch takes one of
     both."""
     cutmix: float = Field(default=0.0, ge=0, le=100)
-    """alpha of cutmix; 0 is off."""
+    """Cutmix: alpha; 0 is off."""
     erase: float = Field(default=0.0, ge=0, le=1)
     """Probability that a rectangle of an image is replaced by noise (random erasing)."""
     operations: int = Field(default=0, ge=0, le=14)
