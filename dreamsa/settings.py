@@ -191,34 +191,40 @@ def read_overrides(path: Path, config: Any) -> dict[str, Any]:
         raise ValueError(f"{path} is not {kind}: {' '.join(str(error).split())}.") from error
     if not isinstance(tree, dict):
         raise ValueError(f"{path} must hold settings by name, got {type(tree).__name__}.")
-    found, known = flat(tree, to_tree(config)), list(names_of(config))
+    found, known = _flat(tree, config), list(names_of(config))
     for name in found:
         if name not in known and not any(one.startswith(f"{name}.") for one in known):
             raise ValueError(f"{path}: {_unknown(name, known)}")
     return found
 
 
-def flat(tree: Mapping[str, Any], like: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """Values of a tree by their dotted names; if `like` is given, nested where it is."""
+def _flat(tree: Mapping[str, Any], config: Any) -> dict[str, Any]:
+    """Values of a tree by their dotted names; nested where `config` has a section."""
     found: dict[str, Any] = {}
     for name, value in tree.items():
-        section = value if like is None else like.get(name)
-        if isinstance(value, dict) and isinstance(section, dict):
-            inside = flat(value, None if like is None else section)
-            found |= {f"{name}.{rest}": leaf for rest, leaf in inside.items()}
+        section = getattr(config, str(name), None)
+        if isinstance(value, dict) and is_dataclass(section):
+            found |= {f"{name}.{rest}": leaf for rest, leaf in _flat(value, section).items()}
         else:
             found[str(name)] = value
     return found
 
 
-def names_of(config: Any, prefix: str = "") -> Iterator[str]:
-    """Dotted names of all settings; of a section that is None, its own name."""
+def values_of(config: Any) -> dict[str, Any]:
+    """All settings by their dotted names; of a section that is None, None."""
+    found: dict[str, Any] = {}
     for field in fields(config):
-        value, name = getattr(config, field.name), f"{prefix}{field.name}"
+        value = getattr(config, field.name)
         if is_dataclass(value):
-            yield from names_of(value, f"{name}.")
+            found |= {f"{field.name}.{rest}": leaf for rest, leaf in values_of(value).items()}
         else:
-            yield name
+            found[field.name] = value
+    return found
+
+
+def names_of(config: Any) -> Iterator[str]:
+    """Dotted names of all settings; of a section that is None, its own name."""
+    yield from values_of(config)
 
 
 def _unknown(name: str, known: Iterable[str]) -> str:

@@ -223,6 +223,7 @@ class Outer:
     inner: Inner = Field(default_factory=Inner)
     flag: bool = False
     name: str | None = None
+    more: dict[str, int] = Field(default_factory=dict)
 
 
 def test_settings_are_described_by_their_docstrings_and_ranges():
@@ -232,14 +233,15 @@ def test_settings_are_described_by_their_docstrings_and_ranges():
         ("inner.kind", "a", "a, b", "Which one."),
         ("flag", False, "true, false", ""),
         ("name", None, "text or null", ""),
+        ("more", {}, "object", ""),
     ]
 
 
 FILES = {
-    "f.json": '{"count": 5, "inner": {"rate": 0.5}}',
-    "f.toml": "count = 5\n[inner]\nrate = 0.5\n",
-    "f.yaml": "count: 5\ninner: {rate: 0.5}\n",
-    "F.YML": "count: 5\ninner:\n  rate: 5e-1\n",
+    "f.json": '{"count": 5, "inner": {"rate": 0.5}, "more": {"a": 1}}',
+    "f.toml": "count = 5\n[inner]\nrate = 0.5\n[more]\na = 1\n",
+    "f.yaml": "count: 5\ninner: {rate: 0.5}\nmore: {a: 1}\n",
+    "F.YML": "count: 5\ninner:\n  rate: 5e-1\nmore:\n  a: 1\n",
 }
 
 
@@ -247,7 +249,7 @@ FILES = {
 def test_a_partial_file_of_any_format_changes_what_it_names(tmp_path, name):
     (tmp_path / name).write_text(FILES[name])
     found = with_overrides(Outer(flag=True), read_overrides(tmp_path / name, Outer()))
-    assert found == Outer(count=5, inner=Inner(rate=0.5), flag=True)
+    assert found == Outer(count=5, inner=Inner(rate=0.5), flag=True, more={"a": 1})
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from dreamsa.files import write_atomic
-from dreamsa.settings import flat, to_tree
+from dreamsa.settings import values_of
 from dreamsa.statistics import student_mean
 from train_cls.compare import history, is_control, table, verdict, write_csv
 from train_cls.config import TrainConfig, read
@@ -192,10 +192,10 @@ def _seed_table(scores: dict[str, dict[str, float]], arm: str, score: str) -> st
 def _settings(folder: Path, scores: dict[str, dict[str, float]]) -> str:
     """Settings in which the arms differ from each other, and the shared ones from the defaults."""
     runs = {
-        arm: flat(to_tree(read(folder / arm / f"seed-{min(by_seed, key=int)}" / "config.json")))
+        arm: values_of(read(folder / arm / f"seed-{min(by_seed, key=int)}" / "config.json"))
         for arm, by_seed in scores.items()
     }
-    default = flat(to_tree(TrainConfig()))
+    default = values_of(TrainConfig())
     names = [name for name in default if name not in ("method", "seed", "splits.seed")]
     own = [name for name in names if len({repr(run[name]) for run in runs.values()}) > 1]
     lines = [

@@ -12,7 +12,7 @@ from dreamsa import checkpoint
 from dreamsa.device import available_cores, resolve_device
 from dreamsa.files import write_json
 from dreamsa.pool import Stop, default_workers, each
-from dreamsa.settings import flat, to_tree
+from dreamsa.settings import to_tree, values_of
 from train_cls.config import DataConfig, TrackerName, TrainConfig, read
 from train_cls.data import Splits, load_splits
 from train_cls.run import (
@@ -215,7 +215,7 @@ def _check_folder(trial: Trial) -> None:
 def difference(found: TrainConfig, wanted: TrainConfig) -> str:
     """The first setting in which a study on disk differs from the wanted one, and what to do; empty
     if none does."""
-    before, now = (flat(to_tree(config)) for config in (found, wanted))
+    before, now = (values_of(config) for config in (found, wanted))
     for name, value in now.items():
         if before[name] != value:
             text = f"{name} is {before[name]!r} in it and {value!r} here."
