@@ -63,7 +63,10 @@ def test_the_command_line_trains_evaluates_and_probes(tmp_path):
         ("compare {}/x --tune swa", "--tune needs arm:setting=value"),
         ("compare {}/x --tune sael:lr=0.2", "no arm 'sael' to tune"),
         ("sweep {}/x seed 3 4", "give the seeds by --seeds"),
-        ("sweep {}/x anneal.tolerance 0.1 -- -3", "anneal.tolerance must be greater than or equal"),
+        (
+            "sweep {}/x anneal.tolerance 0.1 --method tolerant-teacher -- -3",
+            "anneal.tolerance must be greater than or equal",
+        ),
         ("train {}/x --config {}/none.toml", "cannot be read: No such file"),
         ("compare {}/x --arms seal seel", "Did you mean seal"),
         ("compare {}/x --workers 0", "workers must lie in [1, 1024], got 0"),
