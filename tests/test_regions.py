@@ -58,7 +58,7 @@ def test_the_region_is_the_part_that_the_predictions_differ_about(mushroom):
     inside = distances(solid, centres.astype(float)) < 0.01
     found, wanted = (volume.flatten().numpy() < 0) & inside, (rgb[:, 0] - rgb[:, 1] > 0.3) & inside
     assert (found & wanted).sum() / (found | wanted).sum() > 0.7
-    far = distances(solid, centres.astype(float)) > 0.12
+    far = distances(solid, centres.astype(float)) > 0.2  # at most 1.7 times the truth
     assert volume.flatten().numpy()[far].min() > 0
     sheet = region_sheet(mushroom, FreeConfig(auto=True), volume, CAMERA)
     assert (sheet == OUTLINE).all(-1).any()
