@@ -9,7 +9,7 @@ from PIL import Image as Picture
 from tiny import tiny_config, tiny_score
 from true_scene import TrueScene, _shaded
 
-from dreamsa import api, job
+from dreamsa import api, job, regions
 from dreamsa.config import FreeConfig
 from dreamsa.guidance.prompts import ViewPrompt
 from dreamsa.outputs import load_scene
@@ -36,6 +36,11 @@ class RedDiffers:
 
     def predict_noise(self, noisy, timesteps, texts):
         return tuple(noisy + text.view(-1, 1, 1, 1) * (0.01 + self.red) for text in texts)
+
+
+@pytest.fixture(autouse=True)
+def few_views(monkeypatch):
+    monkeypatch.setattr(regions, "AZIMUTHS", 5)
 
 
 def prompts(score, *texts):
