@@ -59,8 +59,8 @@ def add_endpoints(controller: Controller) -> None:
         return controller.resume(run)
 
     def export(run: str, format: str = "glb") -> str:
-        """Write a file to download; returns its path relative to the server's folder of exports."""
-        return str(controller.export(run, format).relative_to(controller.exports))
+        """Write a file; returns its path, which /gradio_api/file=PATH downloads."""
+        return str(controller.export(run, format))
 
     for quick in (generate, edit, status, runs, stop, resume):
         gr.api(_checked(quick), api_name=quick.__name__, queue=False)

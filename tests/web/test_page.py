@@ -462,7 +462,8 @@ def test_programs_do_the_same_through_gradios_client(site, client):
     finished(client, child)
     assert site.manager.find(child).record["parent"] == name
     assert client.predict(api_name="/runs")[-2:] == [name, child]
-    assert client.predict(child, "ply", api_name="/export") == f"{child}/{child}.ply"
+    written = client.predict(child, "ply", api_name="/export")
+    assert request(f"{site.address}/gradio_api/file={written}") == (200, f"ply of {child}".encode())
     with pytest.raises(AppError, match=f"Run {name} is finished. To change it, use"):
         client.predict(name, api_name="/resume")
     with pytest.raises(AppError, match="There is no run '../runs'"):
