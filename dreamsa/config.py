@@ -365,14 +365,9 @@ class FreeConfig:
     def words(self) -> str:
         """As the options of the command line: "--keep shape --region sphere:0,0,0.3,0.2"."""
         words = [f"--keep {self.keep}"] if self.keep else []
-        return " ".join(
-            [
-                *words,
-                *(f"--region {region}" for region in self.regions),
-                *([f"--grow {self.grow:g}"] if self.grow else []),
-                *(["--outside"] if self.outside else []),
-            ]
-        )
+        words += [f"--region {region}" for region in self.regions]
+        words += [f"--grow {self.grow:g}"] if self.grow else []
+        return " ".join([*words, *(["--outside"] if self.outside else [])])
 
     @property
     def regions(self) -> tuple[str, ...]:

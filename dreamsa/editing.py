@@ -7,6 +7,7 @@ of `choices.ESCAPES`.
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from math import cos, pi
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -102,7 +103,7 @@ def check_fits(config: RunConfig, parent: RunConfig) -> None:
             f"{config.prompt!r}. Name a region, or leave --region out."
         )
 
-    def shape(one: RunConfig) -> dict[str, object]:
+    def shape(one: RunConfig) -> dict[str, Any]:
         field = {**vars(replace(one.field, backend="auto", sharpness=1.0))}
         return {f"field.{name}": value for name, value in field.items()} | (
             {"render.occupancy": one.render.occupancy} if config.layers else {}

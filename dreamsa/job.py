@@ -420,7 +420,8 @@ class _Recorder:
         """Record what an edit has kept, unless its parent is gone and it does not stand on it."""
         before = self.training.scene.beneath()
         if before is None and self.parent is not None:
-            before = load_scene(self.parent, self.training.config.device)
+            with suppress(ValueError):  # the parent has been deleted meanwhile
+                before = load_scene(self.parent, self.training.config.device)
         if before is not None:
             changes = write_changes(self.run, before, self.training.scene)
             self.run.update(preservation=changes)

@@ -1,6 +1,7 @@
 """What an edit has changed, on scenes whose difference is known."""
 
 import json
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -89,6 +90,17 @@ def test_every_edit_reports_what_it_has_kept(tmp_path):
     assert kept[2]["colour_difference"] > kept[1]["colour_difference"] == 0
     with Picture.open(region.path / "changes.png") as picture:
         assert picture.width > picture.height
+
+
+@pytest.mark.usefixtures("quick")
+def test_an_edit_whose_parent_is_deleted_meanwhile_finishes_without_a_report(tmp_path):
+    parent = api.generate(config=tiny_config(steps=2), runs=tmp_path).wait()
+    running = api.edit(parent, "a purple rabbit", steps=3, runs=tmp_path)
+    for progress in running:
+        if progress.step == 1:
+            shutil.rmtree(parent.path)
+    assert running.run.status == "finished"
+    assert "preservation" not in running.run.record
 
 
 @pytest.mark.usefixtures("quick")

@@ -25,7 +25,9 @@ def truth_kept(
         world units. Nothing unless both prompts name the same object in different colours.
     """
     old, new = named(before), named(prompt)
-    if old.object is None or old.object != new.object or new.colour in (None, old.colour):
+    if old.object is None or new.object is None or old.object != new.object:
+        return {}
+    if new.colour in (None, old.colour):
         return {}
     after = true_views(camera, new.object, new.colour)
     views = comparable_views(scene, camera)
