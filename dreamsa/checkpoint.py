@@ -19,7 +19,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from dreamsa.files import FOLDER_MODE, TEMPORARY, own_prefix, read_plain, sync
+from dreamsa.files import FOLDER_MODE, own_prefix, read_plain, remove_unfinished, sync
 
 FORMAT = 1
 MANIFEST = "MANIFEST.json"
@@ -99,7 +99,9 @@ def save_step(
         save(target, tensors, state)
         if problem := damage(target):
             raise OSError(f"{problem} It has just been written: check the disk.")
-    if keep is not None:
+    if keep is None:
+        remove_unfinished(folder)
+    else:
         prune(folder, keep)
     return target
 
@@ -177,8 +179,7 @@ def prune(folder: Path, keep: int = 2) -> None:
             shutil.rmtree(path)
         elif damage(path) is None:
             complete += 1
-    for path in folder.glob(f"{TEMPORARY}*"):
-        shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
+    remove_unfinished(folder)
 
 
 def _newest_first(folder: Path) -> list[Path]:

@@ -298,7 +298,9 @@ def _train(
     training = training if found else fresh  # a checkpoint that does not fit may leave traces
     known = parent is not None or config.edit is None  # else the edit's starting point is lost
     pairs = zip(training.scene.parameters(), fresh.scene.parameters(), strict=True)
-    origin = {p: start.detach().clone() for p, start in pairs} if known else None
+    origin: dict[Tensor, Tensor] | None = None
+    if known:
+        origin = {p: start.detach().clone() for p, start in pairs}
     score = StableDiffusion.shared(config.model, device)
     degraded = config.distill.bridge_words
     source = config.edit.parent_prompt if config.edit else ""

@@ -287,12 +287,24 @@ class Interrupting(Broken):
         return super().predict_noise(*args)
 
 
-def test_a_half_done_step_cannot_be_saved(tmp_path):
-    training = new_training(tiny_move())
+def test_a_step_can_be_saved_until_its_update_begins_and_not_inside_it(tmp_path):
+    whole, first = new_training(tiny_move()), new_training(tiny_move())
+    steps(whole, 5)
     with pytest.raises(KeyboardInterrupt):
-        steps(training, 5, Interrupting({2}))
+        steps(first, 5, Interrupting({2}))
+    second = new_training(tiny_move())
+    second.load(first.save(tmp_path))
+    steps(second, 5 - second.step)
+    assert_equal(tensors(whole), tensors(second))
+
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    first.optimizer.register_step_pre_hook(interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        steps(first, 1)
     with pytest.raises(AssertionError, match="half-done"):
-        training.save(tmp_path)
+        first.save(tmp_path)
 
 
 def test_a_ctrl_c_in_a_step_takes_effect_after_it():
