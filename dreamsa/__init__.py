@@ -1,8 +1,9 @@
 """dreamsa: turn words into 3-D objects, and change them with more words.
 
     import dreamsa
-    rabbit = dreamsa.generate("a rabbit").wait()
-    purple = dreamsa.edit(rabbit, "a purple rabbit").wait()
+    rabbit = dreamsa.generate("a rabbit", preset="draft", seed=1).wait(progress=True)
+    purple = rabbit.edit("a purple rabbit").wait(progress=True)
+    purple.export("glb")
 
 Names are imported on first use, so that `import dreamsa` loads no torch. None of them is the name
 of a module or package: importing a submodule would replace it.
@@ -15,6 +16,7 @@ from dreamsa.version import __version__ as __version__
 
 if TYPE_CHECKING:
     from dreamsa.api import (
+        Run,
         edit,
         export,
         generate,
@@ -30,20 +32,14 @@ if TYPE_CHECKING:
     from dreamsa.evaluation.scores import evaluate
     from dreamsa.job import Job, Progress
     from dreamsa.presets import preset
-    from dreamsa.runs import Run, RunError
+    from dreamsa.runs import RunError
     from dreamsa.settings import with_overrides
     from dreamsa.studies.compare import compare
 
 _HOMES = {
     "api": (
-        "edit",
-        "export",
-        "generate",
-        "list_runs",
-        "preview_edit",
-        "prompts",
-        "render",
-        "resume",
+        *("Run", "edit", "export", "generate", "list_runs", "preview_edit", "prompts"),
+        *("render", "resume"),
         "show",
     ),
     "config": ("EditConfig", "RunConfig"),
@@ -51,7 +47,7 @@ _HOMES = {
     "evaluation.scores": ("evaluate",),
     "job": ("Job", "Progress"),
     "presets": ("preset",),
-    "runs": ("Run", "RunError"),
+    "runs": ("RunError",),
     "settings": ("with_overrides",),
     "studies.compare": ("compare",),
 }

@@ -1,8 +1,7 @@
 """The public verbs. Each checks its arguments, starts work and returns; long work is a `Job` to
 iterate over."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
@@ -24,47 +23,119 @@ from dreamsa.choices import (
 from dreamsa.config import EditConfig, FreeConfig, RunConfig, edited, parse_regions
 from dreamsa.guidance.prompts import check_prompt, view_text
 from dreamsa.job import Job
-from dreamsa.runs import Run, RunError, find_run, runs_folder
+from dreamsa.notebook import run_html
+from dreamsa.runs import RunError, find_run, runs_folder
 from dreamsa.settings import with_overrides
 
 Folder = Path | str | None
 """A folder that holds runs; None is $DREAMSA_RUNS or ./runs."""
 
 
+class Run(runs_.Run):
+    """A run's folder, with the verbs that apply to it. A notebook shows its object."""
+
+    @property
+    def turntable(self) -> Path:
+        """The animation of a finished run.
+
+        Raises:
+            RunError: There is none.
+        """
+        path = self.path / "turntable.webp"
+        if not path.is_file():
+            raise RunError(f"Run {self.id} has no turntable. Write it: {self.command('render')}")
+        return path
+
+    def edit(self, prompt: str, **options: Any) -> Job:
+        """Start a child run; see `dreamsa.edit`."""
+        return edit(self, prompt, runs=self.path.parent, **options)
+
+    def resume(self) -> Job:
+        """Continue a stopped run; see `dreamsa.resume`."""
+        return resume(self, runs=self.path.parent)
+
+    def export(self, format: Format = "glb", **options: Any) -> Path:
+        """Write the object as a mesh; see `dreamsa.export`."""
+        return export(self, format=format, **options)
+
+    def _repr_html_(self) -> str:
+        return run_html(self.path, self.prompt, self.status)
+
+
+def _owned(started: Job) -> Job:
+    """The job with a run of this module's class."""
+    started.run = Run(started.run.path)
+    return started
+
+
 def generate(
     prompt: str = "",
     *,
-    config: RunConfig | None = None,
     preset: PresetName | None = None,
+    model: str | None = None,
+    steps: int | None = None,
+    seed: int | None = None,
+    device: str | None = None,
+    mesh: bool | None = None,
+    overrides: Mapping[str, Any] | None = None,
+    config: RunConfig | None = None,
+    name: str | None = None,
+    anyway: bool = False,
     runs: Folder = None,
 ) -> Job:
     """Start a run that turns a prompt into a scene.
 
+        rabbit = dreamsa.generate("a rabbit", preset="draft", seed=1).wait(progress=True)
+
     Args:
         prompt: The object. Taken from `config` when empty.
+        preset: draft, standard (the default) or fine: a third, all or twice the usual steps of the
+            model; or a complete configuration by name: toybox, sd or paper.
+        model: toybox (the embedded one), sd15, sd21, a folder, a .safetensors file or a Hub id.
+        steps, seed, device, mesh: Settings of the same names; they override preset and `config`.
+        overrides: Other settings, as `with_overrides` takes them.
         config: The complete configuration, in place of a preset.
-        preset: toybox (the default), paper or sd.
+        name: The run's id; by default made of its prompt.
+        anyway: Accept words that the embedded model does not know.
         runs: The folder that holds runs; by default $DREAMSA_RUNS or ./runs.
 
     Raises:
         ValueError: What is wrong with the arguments, in one sentence.
+    """
+    given = {"steps": steps, "seed": seed, "device": device, "mesh": mesh}
+    config = generation(prompt, preset, model, given | dict(overrides or {}), config)
+    return _owned(job.start(config, None, runs_folder(runs), name=name, anyway=anyway))
+
+
+def generation(
+    prompt: str,
+    preset: PresetName | None = None,
+    model: str | None = None,
+    changes: Mapping[str, Any] | None = None,
+    config: RunConfig | None = None,
+) -> RunConfig:
+    """The configuration of a generation; `generate` describes the arguments.
+
+    Args:
+        changes: Settings by dotted name; None leaves one as it is.
     """
     if config is not None and preset is not None:
         raise ValueError(
             f"config and preset {preset!r} both give a whole configuration. Leave one out."
         )
     if config is None:
-        config = presets.preset(preset or "toybox", prompt)
-    config = replace(config, prompt=prompt or config.prompt)
+        config = presets.preset(preset or "standard", prompt, model)
+    given = {"prompt": prompt or None, "model.model": model, **(changes or {})}
+    config = with_overrides(config, {k: v for k, v in given.items() if v is not None})
     if config.edit is not None:
         raise ValueError(
             "This configuration is an edit's, which needs its parent. Use edit, or resume."
         )
-    return job.start(config, None, runs_folder(runs))
+    return config
 
 
 def edit(
-    parent: Run | str | Path,
+    parent: runs_.Run | str | Path,
     prompt: str,
     *,
     escape: EscapeName | None = None,
@@ -80,7 +151,11 @@ def edit(
     steps: int | None = None,
     preset: PresetName | None = None,
     seed: int | None = None,
-    overrides: dict[str, Any] | None = None,
+    device: str | None = None,
+    mesh: bool | None = None,
+    overrides: Mapping[str, Any] | None = None,
+    name: str | None = None,
+    anyway: bool = False,
     runs: Folder = None,
 ) -> Job:
     """Start a child run: the parent's scene, resumed on another prompt. The parent is never written
@@ -104,16 +179,19 @@ def edit(
         grow: Width of the margin around the region over which the two are blended.
         outside: Change what lies outside of the region instead.
         steps: All steps of the edit, including the ascent; by default the preset's.
+        seed, device, mesh: Settings of the same names; by default the parent's.
         overrides: Other settings, as `with_overrides` takes them.
+        name: The new run's id; by default made of its prompt.
+        anyway: Accept words that the embedded model does not know.
 
     Raises:
         ValueError: What is wrong with the arguments, in one sentence. RunError: The parent is
-            missing or unfinished.
+            missing or has no checkpoint. An unfinished parent's newest one is used, with a warning.
     """
     folder = runs_folder(runs)
-    parent = find_run(parent, folder)
+    found = find_run(parent, folder)
     child = edit_config(
-        parent,
+        found,
         prompt,
         escape=escape,
         eta=eta,
@@ -127,10 +205,9 @@ def edit(
         outside=outside,
         steps=steps,
         preset=preset,
-        seed=seed,
-        overrides=overrides,
+        changes={"seed": seed, "device": device, "mesh": mesh, **(overrides or {})},
     )
-    return job.start(child, parent, folder)
+    return _owned(job.start(child, found, folder, name=name, anyway=anyway))
 
 
 def free_config(
@@ -148,7 +225,7 @@ def free_config(
 
 
 def preview_edit(
-    parent: Run | str | Path, prompt: str, *, runs: Folder = None, **options: Any
+    parent: runs_.Run | str | Path, prompt: str, *, runs: Folder = None, **options: Any
 ) -> tuple[RunConfig, Path | None]:
     """Check an edit without starting it. Returns its configuration and, if it has a region, the
     image of that on the parent, in RUNS/regions.
@@ -160,12 +237,12 @@ def preview_edit(
         ValueError: As `edit`.
     """
     folder = runs_folder(runs)
-    parent = find_run(parent, folder)
-    return job.preview(edit_config(parent, prompt, **options), parent, folder)
+    found = find_run(parent, folder)
+    return job.preview(edit_config(found, prompt, **options), found, folder)
 
 
 def edit_config(
-    parent: Run,
+    parent: runs_.Run,
     prompt: str,
     *,
     escape: EscapeName | None = None,
@@ -180,11 +257,14 @@ def edit_config(
     outside: bool = False,
     steps: int | None = None,
     preset: PresetName | None = None,
-    seed: int | None = None,
-    overrides: dict[str, Any] | None = None,
+    changes: Mapping[str, Any] | None = None,
 ) -> RunConfig:
-    """The configuration of an edit, from the arguments of `edit`."""
-    parent.require_finished()
+    """The configuration of an edit; `edit` describes arguments and errors.
+
+    Args:
+        changes: Settings by dotted name; None leaves one as it is.
+    """
+    parent.require_scene()
     before = parent.config
     has_moments = (parent.latest_checkpoint / "training.safetensors").is_file()
     if moments == "keep" and not has_moments:
@@ -212,11 +292,11 @@ def edit_config(
     eta = row.eta if eta is None else eta
     free = free_config(keep, region, grow, outside)
     numbers = EditConfig(parent.id, eta, ascent_steps, scale, moments, free=free)
-    child = edited(before, prompt, numbers, steps)
-    return with_overrides(child if seed is None else replace(child, seed=seed), overrides or {})
+    given = {k: v for k, v in (changes or {}).items() if v is not None}
+    return with_overrides(edited(before, prompt, numbers, steps), given)
 
 
-def resume(run: Run | str | Path, *, runs: Folder = None) -> Job:
+def resume(run: runs_.Run | str | Path, *, runs: Folder = None) -> Job:
     """Continue a stopped run from its newest complete checkpoint; bit-identical on a CPU.
 
     Raises:
@@ -232,15 +312,17 @@ def resume(run: Run | str | Path, *, runs: Folder = None) -> Job:
             "of the comparison: "
             "dreamsa compare or dreamsa benchmark edits."
         )
-    return job.resume(found, folder)
+    return _owned(job.resume(found, folder))
 
 
 def render(
-    run: Run | str | Path,
+    run: runs_.Run | str | Path,
     *,
     frames: int = 60,
     resolution: int = 256,
     channel: Channel = "rgb",
+    out: Path | str | None = None,
+    stage: Callable[[str], None] = outputs.silent,
     runs: Folder = None,
 ) -> list[Path]:
     """Write a run's turntable again, at any size. Returns the files.
@@ -251,6 +333,8 @@ def render(
         channel: rgb writes turntable.mp4, turntable.webp, the contact sheet and the README; depth
             (white is near) and normal (right, up and towards the camera as red, green and blue)
             write turntable-CHANNEL.mp4 and .webp.
+        out: A folder for the files, in place of the run's own; created if it is missing.
+        stage: Called with the name of each stage.
 
     Raises:
         ValueError: Sizes out of range, or no such channel. RunError: No checkpoint.
@@ -266,15 +350,29 @@ def render(
             f"There is no channel {channel!r}. Channels: {', '.join(get_args(Channel))}."
         )
     found = find_run(run, runs_folder(runs))
+    found.require_scene()
+    folder = Path(out).expanduser() if out is not None else None
+    if folder is not None:
+        _make_folder(folder)
     scene = outputs.load_scene(found)
     if channel == "rgb":
-        return outputs.write_outputs(found, scene, frames, resolution)
+        return outputs.write_outputs(found, scene, frames, resolution, folder, stage)
+    stage(f"{frames} pictures")
     images = outputs.orbit_images(scene, found.config.camera, frames, resolution, channel=channel)
-    return outputs.write_turntable(images, found.path / f"turntable-{channel}")
+    return outputs.write_turntable(images, (folder or found.path) / f"turntable-{channel}")
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(
+            f"{folder} cannot be made a folder: {error.strerror or error}. Name another with --out."
+        ) from error
 
 
 def export(
-    run: Run | str | Path,
+    run: runs_.Run | str | Path,
     *,
     format: Format = "glb",
     out: Path | str | None = None,
@@ -284,10 +382,12 @@ def export(
     colour: ColourMode = "texture",
     scale: float = 1.0,
     unlit: bool = True,
-    stage: Callable[[str], None] = lambda text: None,
+    stage: Callable[[str], None] = outputs.silent,
     runs: Folder = None,
 ) -> Path:
-    """Write a finished run's object as a mesh. Needs neither a GPU nor OpenGL. Returns the file.
+    """Write a run's object as a mesh. Needs neither a GPU nor OpenGL. Returns the file.
+
+    An unfinished run's newest checkpoint is used, with a warning.
 
     Args:
         format: glb and obj have a texture, or colours per vertex; ply has colours per vertex; stl
@@ -304,7 +404,7 @@ def export(
 
     Raises:
         ValueError: What is wrong with the arguments, in one sentence. RunError: The run is missing
-            or unfinished.
+            or has no checkpoint.
         EmptyScene: The scene has no visible object; nothing is written.
     """
     found = find_run(run, runs_folder(runs))
@@ -324,10 +424,10 @@ def export(
 
 def list_runs(folder: Folder = None) -> list[Run]:
     """All readable runs, oldest first."""
-    return runs_.list_runs(runs_folder(folder))
+    return [Run(run.path) for run in runs_.list_runs(runs_folder(folder))]
 
 
-def show(run: Run | str | Path, folder: Folder = None) -> dict[str, Any]:
+def show(run: runs_.Run | str | Path, folder: Folder = None) -> dict[str, Any]:
     """A run's record with its current status, folder and newest metrics."""
     found = find_run(run, runs_folder(folder))
     metrics = found.metrics()

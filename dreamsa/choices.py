@@ -3,7 +3,13 @@
 
 from typing import Literal, NamedTuple, get_args
 
-PresetName = Literal["toybox", "paper", "sd"]
+BaseName = Literal["toybox", "paper", "sd"]
+BASES: tuple[BaseName, ...] = get_args(BaseName)
+"""Complete configurations."""
+LengthName = Literal["draft", "standard", "fine"]
+LENGTHS: dict[LengthName, float] = {"draft": 1 / 3, "standard": 1.0, "fine": 2.0}
+"""Multiples of the usual number of steps, for any model."""
+PresetName = Literal["draft", "standard", "fine", "toybox", "paper", "sd"]
 PRESETS: tuple[PresetName, ...] = get_args(PresetName)
 
 Moments = Literal["reset", "keep"]
@@ -58,6 +64,12 @@ ESCAPES: dict[EscapeName, Escape] = {
     "plain": Escape("descend only"),
     "fresh": Escape("start from a random scene", eta=1.0),
 }
+BOLDNESS: dict[str, EscapeName] = {
+    "Keep shape": "plain",
+    "Balanced": "interpolate",
+    "Start over": "fresh",
+}
+"""How bold an edit is, in plain words, and the escape that is so."""
 DEFAULT_ESCAPE: EscapeName = "interpolate"
 """The most successful escape over colours, objects and repairs (docs/edits.md)."""
 ASCENT_SCALE = 0.01

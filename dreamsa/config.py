@@ -475,8 +475,10 @@ class RunConfig:
     edit: EditConfig | None = None
     save_every: int = Field(default=500, ge=1, le=1_000_000)
     """Steps between checkpoints."""
-    turntable: int = Field(default=60, ge=0, le=1000)
-    """Frames of a finished run's turntable, at least 8; 0 writes none."""
+    turntable: int = Field(default=48, ge=0, le=1000)
+    """Frames of a finished run's turntable, at least 8; 0 writes neither turntable nor mesh."""
+    mesh: bool = True
+    """Whether a finished run gets its mesh.glb."""
 
     def __post_init__(self) -> None:
         if self.distill.method in UNGUIDED and (

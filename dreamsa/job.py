@@ -4,9 +4,9 @@ outputs."""
 import json
 import time
 import warnings
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from math import isfinite
 from pathlib import Path
 from traceback import format_exception
@@ -16,22 +16,23 @@ import torch
 from torch import Tensor
 
 from dreamsa import checkpoint
-from dreamsa.config import RunConfig
+from dreamsa.config import TOYBOX, RunConfig
 from dreamsa.device import Processes, resolve_device, use_threads
 from dreamsa.editing import check_fits, check_free
 from dreamsa.fields.backends import resolve_backend
+from dreamsa.guidance.hub import require_model
 from dreamsa.guidance.prompts import ViewPrompt, check_prompt
 from dreamsa.guidance.score_model import GuidanceFailed
 from dreamsa.guidance.stable_diffusion import (
     ModelNotFound,
     StableDiffusion,
     absolute_paths,
-    check_prompt_words,
-    locate_model,
     weights_digest,
 )
+from dreamsa.guidance.vocabulary import check_prompt_words, unknown_words
 from dreamsa.media import write_png
-from dreamsa.outputs import load_scene, write_changes, write_outputs, write_preview
+from dreamsa.outputs import load_scene, write_changes, write_outputs, write_preview, write_results
+from dreamsa.progress import with_bar
 from dreamsa.regions import find_region
 from dreamsa.rendering.kernels import resolve_kernels
 from dreamsa.runs import Run, RunError, new_run, parent_of, slug
@@ -44,6 +45,19 @@ LOG_EVERY = 10
 """Steps between two lines of metrics.jsonl."""
 EXACT = ("device", "backend", "kernels", "torch", "weights")
 """Facts of a record that decide whether a resumed run is the unbroken one, bit for bit."""
+
+
+class Stages:
+    """What a job does before its first and after its last step, such as "loading the model"."""
+
+    def __init__(self) -> None:
+        self.now = ""
+        """Empty while it takes steps."""
+        self.listener: Callable[[str], None] = lambda text: None
+
+    def __call__(self, text: str) -> None:
+        self.now = text
+        self.listener(text)
 
 
 class Progress(NamedTuple):
@@ -71,13 +85,18 @@ class Job:
 
     run: Run
     _steps: Generator[Progress]
+    stages: Stages = field(default_factory=Stages)
 
     def __iter__(self) -> Iterator[Progress]:
         return self._steps
 
-    def wait(self) -> Run:
-        """Train to the end; returns the run."""
-        for _ in self._steps:
+    def wait(self, progress: bool = False) -> Run:
+        """Train to the end; returns the run.
+
+        Args:
+            progress: Show a progress bar on stderr.
+        """
+        for _ in with_bar(self) if progress else self:
             pass
         return self.run
 
@@ -86,8 +105,11 @@ class Job:
         self._steps.close()
 
 
-def check(config: RunConfig) -> tuple[RunConfig, dict[str, Any]]:
+def check(config: RunConfig, anyway: bool = False) -> tuple[RunConfig, dict[str, Any]]:
     """Find every mistake that can be found before heavy work.
+
+    Args:
+        anyway: Accept words that the model does not know, with a warning.
 
     Returns:
         The configuration with a normalized prompt and absolute paths, and facts for the run's
@@ -103,8 +125,11 @@ def check(config: RunConfig) -> tuple[RunConfig, dict[str, Any]]:
         negative_prompt=check_prompt(negative, "negative prompt") if negative else "",
         model=absolute_paths(config.model),
     )
-    locate_model(config.model)
-    check_prompt_words(config.prompt, config.model)
+    require_model(config.model)
+    if not anyway:
+        check_prompt_words(config.prompt, config.model)
+    elif problem := unknown_words(config.prompt, config.model):
+        warnings.warn(problem, stacklevel=3)
     device = resolve_device(config.device)
     backend, reason = resolve_backend(config.field.backend, device)
     kernels, _ = resolve_kernels(device, config.render.kernels)
@@ -120,21 +145,36 @@ def check(config: RunConfig) -> tuple[RunConfig, dict[str, Any]]:
     return config, {**facts, "torch": torch.__version__}
 
 
-def start(config: RunConfig, parent: Run | None, folder: Path, method: Method | None = None) -> Job:
+def start(
+    config: RunConfig,
+    parent: Run | None,
+    folder: Path,
+    method: Method | None = None,
+    *,
+    name: str | None = None,
+    anyway: bool = False,
+) -> Job:
     """Create a run in `folder` and return its job, which has not begun yet.
 
+    Args:
+        name: The run's id; by default made of its prompt.
+        anyway: Accept words that the model does not know.
+
     Raises:
-        ValueError: The configuration cannot run here. RunError: The folder cannot be written.
+        ValueError: The configuration cannot run here. RunError: The folder cannot be written, or
+            there is a run of this name.
     """
-    config, facts = check(config)
+    config, facts = check(config, anyway)
     if parent is not None:
         check_edit(config, parent)
+    if config.model.model != TOYBOX:  # a model that cannot be loaded leaves no run behind
+        StableDiffusion.shared(config.model, config.device)
     processes = Processes.current()
     path = processes.broadcast(
-        str(new_run(config, parent, folder, facts).path) if processes.is_first else ""
+        str(new_run(config, parent, folder, facts, name).path) if processes.is_first else ""
     )
     run = Run(Path(path))
-    return Job(run, _work(run, config, parent, method, resuming=False))
+    return _job(run, config, parent, method, resuming=False)
 
 
 def resume(run: Run, folder: Path, method: Method | None = None) -> Job:
@@ -151,7 +191,7 @@ def resume(run: Run, folder: Path, method: Method | None = None) -> Job:
     if run.status == "finished" and _is_complete(run):
         edit = run.command("edit", "a new prompt")
         raise RunError(f"Run {run.id} is finished. To change it, use: {edit}")
-    config, facts = check(run.config)
+    config, facts = check(run.config, anyway=True)
     processes = Processes.current()
     if processes.is_first:
         with run.lock():
@@ -166,7 +206,14 @@ def resume(run: Run, folder: Path, method: Method | None = None) -> Job:
             "it. "
             "Bring the parent back, or name its folder with --runs."
         )
-    return Job(run, _work(run, config, parent, method, resuming=True))
+    return _job(run, config, parent, method, resuming=True)
+
+
+def _job(
+    run: Run, config: RunConfig, parent: Run | None, method: Method | None, resuming: bool
+) -> Job:
+    stages = Stages()
+    return Job(run, _work(run, config, parent, method, resuming, stages), stages)
 
 
 def _is_complete(run: Run) -> bool:
@@ -236,17 +283,22 @@ def take_parent(training: Training, parent: Run) -> None:
 
 
 def _work(
-    run: Run, config: RunConfig, parent: Run | None, method: Method | None, resuming: bool
+    run: Run,
+    config: RunConfig,
+    parent: Run | None,
+    method: Method | None,
+    resuming: bool,
+    stages: Stages,
 ) -> Generator[Progress]:
     processes = Processes.current()
     if not processes.is_first:
-        yield from _train(run, config, parent, method, resuming, processes)
+        yield from _train(run, config, parent, method, resuming, processes, stages)
         return
     with run.lock():
         run.begin()
         run.log(f"{'resume' if resuming else 'begin'}, dreamsa {__version__}, {_facts(run)}")
         try:
-            yield from _train(run, config, parent, method, resuming, processes)
+            yield from _train(run, config, parent, method, resuming, processes, stages)
         except (GeneratorExit, KeyboardInterrupt):
             run.update(status="stopped")
             run.log(f"stopped at step {run.record['step']}, saved")
@@ -288,8 +340,11 @@ def _train(
     method: Method | None,
     resuming: bool,
     processes: Processes,
+    stages: Stages,
 ) -> Generator[Progress]:
-    device, threads = resolve_device(config.device), run.record.get("threads")
+    began, device = time.monotonic(), resolve_device(config.device)
+    stages("preparing the scene")
+    threads = run.record.get("threads")
     if isinstance(threads, int) and 0 < threads <= 1024:
         use_threads(threads)
     training = _fresh(config, device, method, parent)
@@ -301,32 +356,37 @@ def _train(
     origin: dict[Tensor, Tensor] | None = None
     if known:
         origin = {p: start.detach().clone() for p, start in pairs}
+    stages("loading the model")
     score = StableDiffusion.shared(config.model, device)
     degraded = config.distill.bridge_words
     source = config.edit.parent_prompt if config.edit else ""
     prompt = ViewPrompt(
         score, config.prompt, config.negative_prompt, config.views, degraded, source
     )
-    if newest is None and config.edit and config.edit.free and config.edit.free.has_region:
+    if found is None and config.edit and config.edit.free and config.edit.free.has_region:
         image = find_region(training.scene, score, config)
         if processes.is_first:
             write_png(image, run.path / "region.png")
     recorder = _Recorder(run, training, origin, parent, processes.is_first)
-    if newest is None and config.layers:
+    if found is None and config.layers:
         recorder.save()  # from here on the parent may be deleted
+    recorder.loading = time.monotonic() - began
+    stages("first step")
     try:
         for result in train(training, score, prompt, processes):
+            stages.now = ""
             yield recorder.record(result)
     except (GeneratorExit, KeyboardInterrupt):
         if not training.in_step:
             recorder.save()
+            recorder.picture()
         raise
     except Exception:
         with suppress(Exception):  # the error itself matters more
             if not training.in_step and training.is_finite():
                 recorder.save()
         raise
-    recorder.finish()
+    recorder.finish(stages)
 
 
 def _fresh(
@@ -373,6 +433,8 @@ class _Recorder:
         self.begun = training.step
         self.seconds, self.shown = 0.0, time.monotonic()
         self.preview: Path | None = None
+        self.loading = 0.0
+        """Seconds before the first step."""
         if writes:
             run.cut_metrics(training.step)
             (run.path / "previews").mkdir(exist_ok=True)
@@ -409,13 +471,24 @@ class _Recorder:
             self.run.update(step=self.training.step)
             self.run.log(f"saved step {self.training.step}")
 
-    def finish(self) -> None:
+    def picture(self) -> None:
+        """Write the contact sheet of a run that is stopped, where it has pictures at all."""
+        if self.writes and self.training.config.turntable and self.training.step:
+            write_outputs(self.run, self.training.scene, 0)
+
+    def finish(self, stages: Stages) -> None:
+        stages("saving")
         self.save()
         if self.writes:
             self._compare()
-            write_outputs(self.run, self.training.scene, self.training.config.turntable)
+            began = time.monotonic()
+            write_results(self.run, self.training.scene, stages)
+            seconds = {"loading": self.loading, "results": time.monotonic() - began}
             self.run.update(
-                status="finished", step=self.training.step, skipped=self.training.skipped
+                status="finished",
+                step=self.training.step,
+                skipped=self.training.skipped,
+                seconds={name: round(value, 1) for name, value in seconds.items()},
             )
 
     def _compare(self) -> None:

@@ -25,11 +25,24 @@ from dreamsa.runs import Run
 from dreamsa.scene import Scene
 from dreamsa.version import __version__
 
+Stage = Callable[[str], None]
+"""Receives a short description of each stage of slow work as it begins."""
+
+TURNTABLE_SIZE = 256
+"""Side of a finished run's turntable, pixels."""
+RESULT_MESH: dict[str, int] = {"resolution": 128, "faces": 10_000, "texture": 512}
+"""Of the mesh that a finished run gets by itself: small enough to be quick; an export is finer."""
+AT_ONCE = 4
+"""Images rendered between two reports of progress."""
 SHEET_VIEWS = 8
 """Views around the object on a contact sheet."""
 EXPORT_RINGS = ((0, 8, 10.0), (20, 8, 32.5), (45, 6, 0.0), (80, 2, 0.0))
 """Rings of cameras that an export fits colours to: elevation, number, first azimuth (degrees).
 None is a camera of `dreamsa.evaluate`."""
+
+
+def silent(text: str) -> None:
+    """A stage that nobody is shown."""
 
 
 def load_scene(run: Run, device: str = "auto") -> Scene:
@@ -47,14 +60,23 @@ def orbit_images(
     resolution: int,
     elevation_deg: float = 15.0,
     channel: Channel = "rgb",
+    rendered: Callable[[int], None] = lambda count: None,
 ) -> Frames:
-    """Render evenly spaced views around the object, the first from the front."""
+    """Render evenly spaced views around the object, the first from the front.
+
+    Args:
+        rendered: Called with the number of images rendered so far.
+    """
     azimuth_deg = [360 * i / count for i in range(count)]
     cameras = viewing_cameras(camera_config, azimuth_deg, elevation_deg)
     cameras = cameras.to(scene.occupancy.density.device)
-    image = scene.view(cameras, resolution)
     if channel == "rgb":
-        return media.to_uint8(image.rgb)
+        parts = []
+        for i in range(0, count, AT_ONCE):
+            parts.append(media.to_uint8(scene.view(cameras[i : i + AT_ONCE], resolution).rgb))
+            rendered(min(i + AT_ONCE, count))
+        return np.concatenate(parts)
+    image = scene.view(cameras, resolution)
     opacity = image.opacity.cpu().numpy()
     if channel == "depth":
         return media.depth_images(image.depth.cpu().numpy(), opacity)
@@ -71,24 +93,58 @@ def write_preview(run: Run, scene: Scene, camera_config: CameraConfig, step: int
     return path
 
 
-def write_outputs(run: Run, scene: Scene, frames: int = 60, resolution: int = 128) -> list[Path]:
+def write_results(run: Run, scene: Scene, stage: Stage) -> None:
+    """Write everything that a finished run gets: pictures and, unless its configuration leaves it
+    out, mesh.glb. A scene without a surface gets a warning instead of a mesh."""
+    config = run.config
+    write_outputs(run, scene, config.turntable, TURNTABLE_SIZE, stage=stage)
+    if config.mesh and config.turntable:
+        try:
+            path = run.path / "mesh.glb"
+            write_mesh(run, scene, path, "glb", **RESULT_MESH, stage=lambda s: stage(f"mesh: {s}"))
+        except (ValueError, RuntimeError, OSError) as error:
+            warnings.warn(f"Run {run.id} has no mesh: {error}", stacklevel=2)
+        else:
+            write_readme(run)
+
+
+def write_outputs(
+    run: Run,
+    scene: Scene,
+    frames: int = 60,
+    resolution: int = 128,
+    folder: Path | None = None,
+    stage: Stage = silent,
+) -> list[Path]:
     """Write a run's contact sheet (8 views around, 4 from above), turntable and README.
+
+    Args:
+        folder: Where to write sheet and turntable, in place of the run's own folder, which then
+            keeps its README.
 
     Returns:
         The files written; no turntable if `frames` is 0.
     """
-    camera = run.config.camera
-    turntable = orbit_images(scene, camera, frames, resolution) if frames else None
-    if turntable is not None and frames % SHEET_VIEWS == 0:
-        around = turntable[:: frames // SHEET_VIEWS]
-    else:
-        around = orbit_images(scene, camera, SHEET_VIEWS, resolution)
-    above = orbit_images(scene, camera, 4, resolution, elevation_deg=70.0)
-    sheet, readme = run.path / "contact_sheet.png", run.path / "README.md"
-    write_png(contact_sheet(np.concatenate([around, above]), 4), sheet)
-    written = [] if turntable is None else write_turntable(turntable, run.path / "turntable")
-    write_atomic(readme, _readme(run).encode())
-    return [sheet, *written, readme]
+    camera, home = run.config.camera, folder or run.path
+    shares = frames % SHEET_VIEWS == 0 and frames > 0
+    total = frames + 4 + (0 if shares else SHEET_VIEWS)
+
+    def orbit(count: int, before: int, elevation_deg: float = 15.0) -> Frames:
+        def rendered(done: int) -> None:
+            stage(f"pictures {before + done}/{total}")
+
+        return orbit_images(scene, camera, count, resolution, elevation_deg, rendered=rendered)
+
+    above = orbit(4, 0, 70.0)
+    turntable = orbit(frames, 4) if frames else above[:0]
+    around = turntable[:: frames // SHEET_VIEWS] if shares else orbit(SHEET_VIEWS, 4 + frames)
+    written = [home / "contact_sheet.png"]
+    write_png(contact_sheet(np.concatenate([around, above]), 4), written[0])
+    if frames:
+        written += write_turntable(turntable, home / "turntable")
+    if folder is None:
+        written.append(write_readme(run))
+    return written
 
 
 def write_changes(run: Run, before: Scene, after: Scene) -> dict[str, Any]:
@@ -114,8 +170,16 @@ def write_turntable(frames: Frames, stem: Path) -> list[Path]:
     return written
 
 
+def write_readme(run: Run) -> Path:
+    """Write what a run's folder holds; returns the file."""
+    path = run.path / "README.md"
+    write_atomic(path, _readme(run).encode())
+    return path
+
+
 def _readme(run: Run) -> str:
     record, turntable = run.record, (run.path / "turntable.webp").exists()
+    mesh = "Mesh: `mesh.glb`. " if (run.path / "mesh.glb").exists() else ""
     lineage = "\n".join(
         f"{i}. {step['prompt']} (`{step['id']}`)" for i, step in enumerate(record["lineage"], 1)
     )
@@ -123,7 +187,7 @@ def _readme(run: Run) -> str:
         f"# {record['prompt']}\n\n![twelve views](contact_sheet.png)\n\n"
         + (f"Made by editing:\n\n{lineage}\n\n" if lineage else "")
         + ("Turntable: `turntable.mp4`, `turntable.webp`. " if turntable else "")
-        + f"{record['steps']} steps, seed {run.config.seed}, dreamsa {record['version']}.\n\n"
+        + f"{mesh}{record['steps']} steps, seed {run.config.seed}, dreamsa {record['version']}.\n\n"
         + f'Edit it: `dreamsa edit {run.id} "a new prompt"`\n\n'
         + f"Export it as a mesh: `dreamsa export {run.id} --format glb`\n"
     )
@@ -140,17 +204,42 @@ def export_mesh(
     colour: ColourMode,
     scale: float,
     unlit: bool,
-    stage: Callable[[str], None],
+    stage: Stage,
 ) -> Path:
-    """Write a finished run's object as a mesh; `dreamsa.export` describes arguments and errors."""
+    """Write a run's object as a mesh; `dreamsa.export` describes arguments and errors."""
     _check_export(format, resolution, texture, faces, colour, scale)
-    run.require_finished()
+    run.require_scene()
     path = _mesh_path(run, format, out)
-    from dreamsa.meshing.files import check_materials, write_asset  # trimesh loads slowly
-
     if format == "obj" and colour == "texture":
+        from dreamsa.meshing.files import check_materials  # trimesh loads slowly
+
         check_materials(path)
+    stage("loading the scene")
     scene = load_scene(run)
+    write_mesh(run, scene, path, format, resolution, texture, faces, colour, scale, unlit, stage)
+    return path
+
+
+def write_mesh(
+    run: Run,
+    scene: Scene,
+    path: Path,
+    format: Format,
+    resolution: int,
+    texture: int,
+    faces: int | None,
+    colour: ColourMode = "texture",
+    scale: float = 1.0,
+    unlit: bool = True,
+    stage: Stage = silent,
+) -> None:
+    """Convert a scene into a mesh and write it to a path that fits the format.
+
+    Raises:
+        EmptyScene: The scene has no visible object; nothing is written.
+    """
+    from dreamsa.meshing.files import write_asset  # trimesh loads slowly
+
     config, record = run.config, run.record
     forced: dict[Format, Colour] = {"ply": "vertex", "stl": "none"}
     try:
@@ -175,7 +264,6 @@ def export_mesh(
     about = {"prompt": record["prompt"], "run": run.id, "seed": config.seed, "version": __version__}
     path.parent.mkdir(exist_ok=True)  # mesh-obj
     write_asset(asset, path, format, about, scale, unlit)
-    return path
 
 
 def kept_beneath(scene: Scene) -> Beneath | None:

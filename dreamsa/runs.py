@@ -11,6 +11,7 @@ import secrets
 import shlex
 import shutil
 import socket
+import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -40,6 +41,8 @@ from dreamsa.version import __version__
 SCHEMA = 3
 READABLE_SCHEMAS = (1, 2, 3)
 """Schema 1 named the escape of an edit; `config.from_json` translates it."""
+NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,99}", re.ASCII)
+"""Names that the user may give a run."""
 RUNS_VARIABLE = "DREAMSA_RUNS"
 DEFAULT_FOLDER = "runs"
 
@@ -88,12 +91,18 @@ class Record(TypedDict):
     backend: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Run:
     """One run's folder. Its state is read from disk at every access, so that changes by other
     processes show."""
 
     path: Path
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Run) and self.path == other.path
+
+    def __hash__(self) -> int:
+        return hash(self.path)
 
     @property
     def id(self) -> str:
@@ -206,12 +215,32 @@ class Run:
                 f"{self.command('resume')}"
             )
 
+    def require_scene(self) -> None:
+        """Warn unless the run is finished.
+
+        Raises:
+            RunError: It has no checkpoint yet.
+        """
+        status, record = self.status, self.record
+        if status == "finished":
+            return
+        reason = f" ({record['error']})" if status == "failed" and record.get("error") else ""
+        if checkpoint.latest(self.checkpoints) is None:
+            raise RunError(
+                f"Run {self.id} is {status}{reason} and has no checkpoint yet. Train it first: "
+                f"{self.command('resume')}"
+            )
+        warnings.warn(
+            f"Run {self.id} is {status}{reason}, not finished; its newest checkpoint, of step "
+            f"{record['step']} of {record['steps']}, is used. To finish it: "
+            f"{self.command('resume')}",
+            stacklevel=3,
+        )
+
     def command(self, verb: str, *arguments: str) -> str:
         """A shell command about this run, quoted, with --runs where its folder is not the default
         one."""
-        folder = self.path.parent
-        words = [] if folder.resolve() == runs_folder().resolve() else ["--runs", str(folder)]
-        return printable(shlex.join(["dreamsa", verb, self.id, *arguments, *words]))
+        return shell_command(self.path.parent, verb, self.id, *arguments)
 
     def update(self, **changes: Any) -> None:
         """Change entries of run.json, atomically."""
@@ -276,27 +305,46 @@ def runs_folder(folder: Path | str | None = None) -> Path:
     return Path(folder or os.environ.get(RUNS_VARIABLE) or DEFAULT_FOLDER).expanduser()
 
 
+def shell_command(folder: Path, *words: str) -> str:
+    """A shell command of dreamsa, quoted, with --runs where `folder` is not the default one."""
+    default = folder.resolve() == runs_folder().resolve()
+    where = [] if default else ["--runs", str(folder)]
+    return printable(shlex.join(["dreamsa", *words, *where]))
+
+
 def slug(prompt: str) -> str:
     """The readable part of a folder's name: "a-purple-rabbit"."""
     return re.sub(r"[^a-z0-9]+", "-", prompt.lower()).strip("-")[:40].strip("-") or "run"
 
 
-def new_run(config: RunConfig, parent: Run | None, folder: Path, facts: dict[str, Any]) -> Run:
+def new_run(
+    config: RunConfig,
+    parent: Run | None,
+    folder: Path,
+    facts: dict[str, Any],
+    name: str | None = None,
+) -> Run:
     """Create a run's folder with its record and configuration.
 
     Args:
         facts: Further entries of the record: device, backend, versions.
+        name: The run's id; by default made of its prompt and a random ending.
 
     Raises:
-        RunError: The folder cannot be written.
+        RunError: The folder cannot be written, or the name is taken or not one for a folder.
     """
+    if name is not None and not NAME.fullmatch(name):
+        raise RunError(
+            f"{name!r} cannot name a run: use letters, digits, '.', '_' and '-', at most 100, and "
+            "begin with a letter or digit."
+        )
     lineage = (
         [*parent.record["lineage"], {"id": parent.id, "prompt": parent.prompt}] if parent else []
     )
     path = None
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        path = _new_folder(folder, slug(config.prompt))
+        path = _new_folder(folder, config.prompt, name)
         write_json(path / "config.json", to_json(config))
         digest = hashlib.sha256((path / "config.json").read_bytes()).hexdigest()
         record = {
@@ -324,12 +372,14 @@ def new_run(config: RunConfig, parent: Run | None, folder: Path, facts: dict[str
     return Run(path)
 
 
-def _new_folder(folder: Path, name: str) -> Path:
+def _new_folder(folder: Path, prompt: str, name: str | None) -> Path:
     while True:
-        path = folder / f"{name}-{secrets.token_hex(2)}"
+        path = folder / (name or f"{slug(prompt)}-{secrets.token_hex(2)}")
         with suppress(FileExistsError):
             path.mkdir()
             return path
+        if name:
+            raise RunError(f"There is already a run or file named {name} in {folder}.")
 
 
 def list_runs(folder: Path) -> list[Run]:

@@ -28,7 +28,7 @@ from dreamsa.settings import with_overrides
 def quick(monkeypatch):
     """A Gaussian replaces the embedded model; finished runs get no images."""
     monkeypatch.setattr(job.StableDiffusion, "load", lambda config, device: tiny_score())
-    monkeypatch.setattr(job, "write_outputs", lambda run, scene, frames=8, resolution=16: [])
+    monkeypatch.setattr(job, "write_results", lambda *arguments: None)
     monkeypatch.setattr(job, "write_changes", lambda run, before, after: {})
 
 
@@ -164,15 +164,50 @@ def test_a_run_in_use_is_refused(tmp_path):
     running.stop()
 
 
-def test_unfinished_missing_and_ambiguous_runs_are_refused(tmp_path):
+def test_settings_have_the_command_lines_names_and_override_preset_and_configuration(tmp_path):
+    config = tiny_config(steps=5, seed=1)
+    run = api.generate(config=config, steps=2, seed=7, name="my-rabbit", runs=tmp_path).run
+    assert run.id == "my-rabbit"
+    assert run.config == tiny_config(steps=2, seed=7)
+    with pytest.raises(RunError, match="already a run or file named my-rabbit"):
+        api.generate(config=config, name="my-rabbit", runs=tmp_path)
+    draft = api.generation("a mug", "draft", None, {"device": "cpu", "seed": None})
+    assert draft == replace(preset("toybox", "a mug"), steps=400, device="cpu")
+    fine = api.generation("a mug", "fine", "some/model")
+    assert (fine.steps, fine.model.model) == (2 * preset("sd", "").steps, "some/model")
+
+
+def test_words_that_the_model_does_not_know_need_a_confirmation(tmp_path):
+    with pytest.raises(ValueError, match=r"not know: shiny; it would make a rabbit\. .*--anyway"):
+        api.generate(config=tiny_config(prompt="a shiny rabbit"), runs=tmp_path)
+    assert not list(tmp_path.iterdir())
+    with pytest.warns(UserWarning, match="not know: shiny"):
+        api.generate(config=tiny_config(prompt="a shiny rabbit"), anyway=True, runs=tmp_path)
+
+
+def test_a_run_has_the_verbs_that_apply_to_it(tmp_path, capsys):
+    run = start(tmp_path, steps=2).wait(progress=True)
+    assert "loading the model" in capsys.readouterr().err
+    child = run.edit("a mug", steps=1, escape="plain").wait()
+    assert child.record["parent"] == run.id
+    assert type(child) is type(run) is type(api.list_runs(tmp_path)[0])
+    with pytest.raises(RunError, match=r"has no turntable. Write it: dreamsa render"):
+        _ = run.turntable
+
+
+def test_missing_and_ambiguous_runs_are_refused_and_unfinished_ones_warned_of(tmp_path):
     running = start(tmp_path)
     next(iter(running))
     running.stop()
-    with pytest.raises(
-        RunError,
-        match=r"is stopped, not finished. Finish it first: dreamsa resume a-rabbit.* --runs /",
-    ):
-        api.edit(running.run, "a mug", runs=tmp_path)
+    unfinished = (
+        r"is stopped, not finished; .*step 1 of 12, is used.* dreamsa resume a-rabbit.* --runs"
+    )
+    with pytest.warns(UserWarning, match=unfinished):
+        child = api.edit(running.run, "a mug", runs=tmp_path, steps=1, escape="plain").wait()
+    assert child.record["parent"] == running.run.id
+    shutil.rmtree(child.path)
+    with pytest.raises(RunError, match="is created and has no checkpoint yet"):
+        api.edit(start(tmp_path).run, "a mug", runs=tmp_path)
     with pytest.raises(RunError, match="is not a run in"):
         api.edit("nothing", "a mug", runs=tmp_path)
     start(tmp_path)
@@ -479,7 +514,7 @@ from pathlib import Path
 from tiny import tiny_config, tiny_score
 from dreamsa import api, job
 job.StableDiffusion.load = lambda config, device: tiny_score()
-job.write_outputs = lambda *arguments: []
+job.write_results = lambda *arguments: None
 runs = Path(sys.argv[1])
 config = tiny_config(camera=replace(tiny_config().camera, batch=2), device="cpu")
 running = api.generate(config=config, runs=runs)

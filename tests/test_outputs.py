@@ -1,6 +1,7 @@
 """Outputs of a run whose scene is a soft ball."""
 
 import os
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -31,7 +32,7 @@ REPO = Path(__file__).resolve().parents[1]
 def blob(folder, **changes):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(job.StableDiffusion, "load", lambda config, device: tiny_score())
-        patch.setattr(job, "write_outputs", lambda *arguments: [])
+        patch.setattr(job, "write_results", lambda *arguments: None)
         return api.generate(config=tiny_config(steps=2, **changes), runs=folder).wait()
 
 
@@ -196,14 +197,18 @@ def test_an_obj_refuses_to_overwrite_foreign_files_before_any_work(
         api.export(run, **small)
 
 
-def test_unfinished_runs_are_refused(tmp_path, run):
+def test_an_unfinished_run_is_exported_from_its_newest_checkpoint_with_a_warning(tmp_path, run):
     with pytest.raises(RunError, match="is not a run in"):
         api.export("a-dragon", runs=tmp_path)
     run = blob(tmp_path)
     run.update(status="stopped")
-    with pytest.raises(RunError, match=f"{run.id} is stopped, not finished. Finish it first: "):
+    small = {"resolution": 24, "texture": 64}
+    with pytest.warns(UserWarning, match=f"{run.id} is stopped, not finished; .* step 2 of 2, is"):
+        assert api.export(run, **small) == run.path / "mesh.glb"
+    shutil.rmtree(run.checkpoints)
+    run.update(status="failed", error="ValueError: no good")
+    with pytest.raises(RunError, match=r"is failed \(ValueError: no good\) and has no checkpoint"):
         api.export(run)
-    assert not (run.path / "mesh.glb").exists()
 
 
 def test_an_empty_scene_is_an_error_with_the_reason(tmp_path):

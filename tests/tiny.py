@@ -23,6 +23,7 @@ def tiny_config(**changes) -> RunConfig:
     small = replace(
         base,
         steps=12,
+        mesh=False,
         field=FieldConfig(grid, width=8, radius=0.6, blob_radius=0.4),
         camera=replace(base.camera, resolution=16),
         render=RenderConfig(samples=24, occupancy=8, occupancy_every=4),

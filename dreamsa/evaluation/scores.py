@@ -202,7 +202,7 @@ def evaluate(
     scene, loaded, camera = finished_scene(found), Judge.load(judge), found.config.camera
     views = fixed_views(scene, camera, resolution=loaded.size)
     parent = parent_of(found, folder)
-    old = scene.beneath() if parent is None else finished_scene(parent)
+    old = scene.beneath() if parent is None else load_scene(parent)
     before = None
     if old is not None and found.config.edit is not None:
         parent_views = fixed_views(old, camera, resolution=loaded.size)

@@ -5,7 +5,6 @@ model's `model_index.json` are ignored.
 """
 
 import hashlib
-import json
 import os
 import re
 import warnings
@@ -24,10 +23,7 @@ from dreamsa.config import TOYBOX, ModelConfig
 from dreamsa.device import resolve_device
 from dreamsa.guidance.graph import Graphed
 from dreamsa.guidance.noise import Latents, Timesteps, epsilon_from_v
-from dreamsa.presets import KNOWN_MODELS
-
-VOCABULARY = "vocabulary.json"
-"""Optional file of a model folder: the words of a model that was trained on few."""
+from dreamsa.presets import KNOWN_MODELS, MODEL_ALIASES
 
 COMPONENTS = ("tokenizer", "text_encoder", "vae", "unet", "scheduler")
 
@@ -47,7 +43,7 @@ def locate_model(config: ModelConfig) -> tuple[Literal["folder", "file", "hub"],
     Raises:
         ModelNotFound: A missing path, a folder without a complete model, or neither path nor id.
     """
-    name = config.model
+    name = MODEL_ALIASES.get(config.model, config.model)
     if name == TOYBOX:
         return "folder", str(_checked_folder(asset("toybox-sd")))
     path = Path(name).expanduser()
@@ -68,7 +64,8 @@ def locate_model(config: ModelConfig) -> tuple[Literal["folder", "file", "hub"],
     ):
         raise ModelNotFound(
             f"There is no model at {name!r}. Give a folder that diffusers can load, a .safetensors "
-            f"file, a Hub id such as {KNOWN_MODELS[0]}, or {TOYBOX!r} for the embedded model."
+            f"file, {', '.join(MODEL_ALIASES)}, a Hub id such as {KNOWN_MODELS[0]}, or {TOYBOX!r} "
+            "for the embedded model."
         )
     if not _HUB_ID.fullmatch(name):
         raise ModelNotFound(
@@ -79,7 +76,8 @@ def locate_model(config: ModelConfig) -> tuple[Literal["folder", "file", "hub"],
 
 
 def absolute_paths(config: ModelConfig) -> ModelConfig:
-    """The configuration with absolute paths of existing files and folders.
+    """The configuration with absolute paths of existing files and folders, and Hub ids in place of
+    aliases.
 
     Hub ids and `toybox` stay.
     """
@@ -88,7 +86,8 @@ def absolute_paths(config: ModelConfig) -> ModelConfig:
         path = Path(name or "").expanduser()
         return str(path.resolve()) if name and path.exists() else name
 
-    model = config.model if config.model == TOYBOX else absolute(config.model)
+    name = MODEL_ALIASES.get(config.model, config.model)
+    model = name if name == TOYBOX else absolute(name)
     parts, encoder = absolute(config.parts), absolute(config.encoder)
     return replace(config, model=model, parts=parts, encoder=encoder)
 
@@ -132,36 +131,6 @@ def weights_digest(config: ModelConfig) -> str | None:
                 file.seek(start)
                 digest.update(file.read(2**16 if start == 0 else 4096))
     return digest.hexdigest()[:16]
-
-
-def vocabulary(config: ModelConfig) -> dict[str, list[str]] | None:
-    """Words of a local model by kind ("objects", "colours"); None if unlisted."""
-    kind, source = locate_model(config)
-    path = Path(source) / VOCABULARY
-    if kind != "folder" or not path.is_file():
-        return None
-    known = _read_json(path)
-    for name in ("objects", "colours"):
-        words = known.get(name)
-        if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
-            raise ModelNotFound(f"{path} is damaged: {name} must be a list of words.")
-    return known
-
-
-def check_prompt_words(prompt: str, config: ModelConfig) -> None:
-    """Check that a prompt names an object of the model's vocabulary, if it has one.
-
-    Raises:
-        ValueError: It names none; the message lists the vocabulary and how to use another model.
-    """
-    known = vocabulary(config)
-    words = f" {' '.join(re.findall(r'[a-z]+', prompt.lower()))} "
-    if known and not any(f" {name} " in words for name in known["objects"]):
-        raise ValueError(
-            f"The embedded model has no words for {prompt!r}. It knows: "
-            f"{', '.join(known['objects'])}; in {', '.join(known['colours'])}. "
-            f"For anything else name a bigger model, e.g. --model {KNOWN_MODELS[0]}."
-        )
 
 
 @dataclass

@@ -82,7 +82,7 @@ def test_only_objects_with_a_front_have_view_scores(judge):
 @pytest.fixture
 def runs(tmp_path, monkeypatch):
     monkeypatch.setattr(job.StableDiffusion, "load", lambda config, device: tiny_score())
-    monkeypatch.setattr(job, "write_outputs", lambda *arguments: [])
+    monkeypatch.setattr(job, "write_results", lambda *arguments: None)
     return tmp_path
 
 

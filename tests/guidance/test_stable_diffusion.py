@@ -21,9 +21,9 @@ from dreamsa.guidance.stable_diffusion import (
     ModelNotFound,
     StableDiffusion,
     absolute_paths,
-    check_prompt_words,
     locate_model,
 )
+from dreamsa.guidance.vocabulary import UnknownWords, check_prompt_words
 from dreamsa.toybox.tokenizer import new_tokenizer
 
 
@@ -342,10 +342,22 @@ def test_a_model_with_a_vocabulary_refuses_other_prompts(folder, tmp_path):
     words = {"objects": ["rabbit", "gas can"], "colours": ["purple"]}
     (model / "vocabulary.json").write_text(json.dumps(words))
     config = ModelConfig(str(model))
-    check_prompt_words("a fluffy purple rabbit", config)
-    check_prompt_words("an ebony Gas Can", config)
-    with pytest.raises(ValueError, match=r"'a castle'. It knows: rabbit, gas can; .*--model"):
+    check_prompt_words("a purple rabbit", config)
+    check_prompt_words("a Gas Can", config)
+    with pytest.raises(UnknownWords, match=r"'a castle'. It knows: rabbit, gas can; .*--model"):
         check_prompt_words("a castle", config)
+    with pytest.raises(
+        UnknownWords, match=r"not know: fluffy; it would make a purple rabbit\. Use"
+    ):
+        check_prompt_words("a fluffy purple rabbit", config)
+    with pytest.raises(
+        UnknownWords, match=r"'a rabit'. Did you mean 'a rabbit'\? It knows: .*--any"
+    ):
+        check_prompt_words("a rabit", config)
+    with pytest.raises(
+        UnknownWords, match=r"know: purpel; it would make a gas can\. Did you mean "
+    ):
+        check_prompt_words("a purpel gas can", config)
     check_prompt_words("a castle", ModelConfig(str(folder)))
 
 

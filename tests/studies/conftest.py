@@ -9,7 +9,7 @@ from dreamsa import api, job
 @pytest.fixture
 def runs(tmp_path, monkeypatch):
     monkeypatch.setattr(job.StableDiffusion, "load", lambda config, device: tiny_score())
-    monkeypatch.setattr(job, "write_outputs", lambda *arguments: [])
+    monkeypatch.setattr(job, "write_results", lambda *arguments: None)
     return tmp_path
 
 
