@@ -10,11 +10,7 @@ import json as json_module
 import os
 import shlex
 import sys
-import time
 import warnings
-from collections.abc import Generator, Iterable
-from contextlib import closing
-from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
@@ -35,28 +31,55 @@ from dreamsa.choices import (
     Keep,
     Moments,
     PresetName,
-    Stage,
 )
+from dreamsa.commands.benchmark import benchmark, speed
+from dreamsa.commands.follow import follow
+from dreamsa.commands.models import models
+from dreamsa.commands.options import (
+    Anyway,
+    Arms,
+    AscentSteps,
+    Device,
+    DryRun,
+    Hours,
+    Json,
+    JudgeName,
+    Mesh,
+    Name,
+    Quiet,
+    RunName,
+    Runs,
+    Scale,
+    Seed,
+    Seeds,
+    Set,
+    Steps,
+    Workers,
+)
+from dreamsa.commands.output import StopAfter, one_line_json, overrides, print_facts, print_lines
+from dreamsa.commands.toybox import toybox
 from dreamsa.text import printable
 from dreamsa.version import __version__
 
 if TYPE_CHECKING:
-    from dreamsa.job import Job
-    from dreamsa.runs import Run
+    from cyclopts import CycloptsError
+
+    from dreamsa.config import RunConfig
 
 app = App(
     name="dreamsa",
     version=__version__,
     help="Turn words into 3-D objects, and change them with more words.\n\n"
-    'Start with:  dreamsa generate "a rabbit"\n\nthen:  dreamsa edit a-rabbit "a purple rabbit"',
+    'Start with:  dreamsa generate "a rabbit"\n\nthen:  dreamsa edit a-rabbit "a purple rabbit"'
+    "\n\n--debug, with any command, shows the traceback of an error. --install-completion lets "
+    "the shell complete commands.",
     help_format="plaintext",  # parsing Markdown doubles the time of --help
 )
-toybox = App(name="toybox", help="The embedded world and the models trained on it.")
 app.command(toybox)
-benchmark = App(
-    name="benchmark", help="Measurements that take long; the same command continues them."
-)
+app.command(models)
 app.command(benchmark)
+app.command(speed, name="bench", show=False)
+app.register_install_completion_command()
 
 ENVIRONMENT = {
     "OMP_WAIT_POLICY": "passive",  # spinning threads slow down runs side by side
@@ -65,49 +88,6 @@ ENVIRONMENT = {
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
 }
 """Set before torch and other libraries load, unless the user has set them."""
-
-RunName = Annotated[str, Parameter(help="A run's id, the beginning of one, or its folder.")]
-Runs = Annotated[
-    Path | None,
-    Parameter(name="--runs", help="Folder that holds runs. Default: $DREAMSA_RUNS or ./runs."),
-]
-Json = Annotated[
-    bool, Parameter(name="--json", negative="", help="Print JSON lines on stdout instead of text.")
-]
-Quiet = Annotated[
-    bool, Parameter(name=["--quiet", "-q"], negative="", help="Print only the resulting path.")
-]
-Set = Annotated[
-    list[str] | None,
-    Parameter(
-        name="--set",
-        negative="",
-        help="Change a setting: --set distill.guidance_scale=30. Repeatable.",
-    ),
-]
-Seed = Annotated[
-    int | None, Parameter(help="Seed of all random numbers. Default: 0, or the parent's.")
-]
-Steps = Annotated[int | None, Parameter(help="Optimizer steps. Default: the preset's.")]
-AscentSteps = Annotated[
-    int | None,
-    Parameter(
-        help="Number of steps at the start that ascend. Default where an edit ascends: a fifth."
-    ),
-]
-Scale = Annotated[float, Parameter(help="S: factor on the learning rate while ascending.")]
-JudgeName = Annotated[
-    str | None, Parameter(name="--judge", help="toybox, a CLIP model's folder, or its Hub id.")
-]
-Arms = Annotated[
-    str, Parameter(help="all, or names with commas: plain,ascent,interpolate. See docs/edits.md.")
-]
-Methods = Annotated[str, Parameter(help="all, or names with commas: sds,pairs.")]
-Seeds = Annotated[int, Parameter(help="Number of seeds.")]
-Workers = Annotated[int | None, Parameter(help="Processes. Default: one per core.")]
-Hours = Annotated[
-    float | None, Parameter(help="Save and exit after this time; the same command continues.")
-]
 
 
 @app.command
@@ -119,20 +99,20 @@ def generate(
         Path | None, Parameter(help="A config.json, such as a run's, instead of a preset.")
     ] = None,
     model: Annotated[
-        str | None, Parameter(help="toybox, a folder, a .safetensors file or a Hub id.")
+        str | None,
+        Parameter(help="toybox, sd15, sd21, a folder, a .safetensors file or a Hub id."),
     ] = None,
     steps: Steps = None,
     seed: Seed = None,
+    device: Device = None,
+    mesh: Mesh = None,
+    name: Name = None,
+    anyway: Anyway = False,
     set_: Set = None,
     runs: Runs = None,
     json: Json = False,
     quiet: Quiet = False,
-    dry_run: Annotated[
-        bool,
-        Parameter(
-            name="--dry-run", negative="", help="Check and print the configuration; run nothing."
-        ),
-    ] = False,
+    dry_run: DryRun = False,
 ) -> None:
     """Turn a prompt into a 3-D object.
 
@@ -143,26 +123,25 @@ def generate(
     prompt
         The object, e.g. "a rabbit".
     preset
-        toybox: the embedded model, minutes on a CPU. paper, sd: Stable Diffusion on a GPU.
+        draft, standard, fine: a third, all or twice the model's usual steps. toybox: the embedded
+        model, minutes on a CPU. paper, sd: Stable Diffusion on a GPU.
     """
-    from dreamsa import api, presets
-    from dreamsa.config import read_config, to_json
-    from dreamsa.job import check
-    from dreamsa.settings import with_overrides
+    from dreamsa import api
+    from dreamsa.config import read_config
 
-    if config and preset:
+    given = {"steps": steps, "seed": seed, "device": device, "mesh": mesh} | overrides(set_)
+    whole = read_config(config) if config else None
+    if whole and preset:
         raise ValueError(
             f"--config {config} and --preset {preset} both give a whole configuration. Leave "
             "one out."
         )
-    name = preset or presets.usual_preset(model)
-    chosen = read_config(config) if config else presets.preset(name, prompt)
-    given = {"prompt": prompt or None, "steps": steps, "seed": seed, "model.model": model}
-    chosen = with_overrides(chosen, _overrides(set_, given))
-    if dry_run:
-        print(json_module.dumps(to_json(check(chosen)[0]), indent=2))
+    chosen = api.generation(prompt, preset, model, given, whole)
+    expected = _expected(chosen, runs, dry_run, anyway)
+    if expected is None:
         return
-    _follow(api.generate(config=chosen, runs=runs), json, quiet)
+    job = api.generate(config=chosen, name=name, anyway=anyway, runs=runs)
+    follow(job, json, quiet, expected)
 
 
 @app.command
@@ -218,35 +197,36 @@ def edit(
     steps: Steps = None,
     preset: PresetName | None = None,
     seed: Seed = None,
+    device: Device = None,
+    mesh: Mesh = None,
+    name: Name = None,
+    anyway: Anyway = False,
     set_: Set = None,
     runs: Runs = None,
     json: Json = False,
     quiet: Quiet = False,
-    dry_run: Annotated[
-        bool,
-        Parameter(
-            name="--dry-run",
-            negative="",
-            help="Check and print the configuration, and write an image of the region; run "
-            "nothing.",
-        ),
-    ] = False,
+    dry_run: DryRun = False,
 ) -> None:
-    """Change a finished object with a new prompt; the run it is made from is never written to.
+    """Change an object with a new prompt; the run it is made from is never written to.
 
     Examples:
     dreamsa edit a-rabbit-7f3a "a purple rabbit" --keep shape
     dreamsa edit a-mug "an orange mug" --region box:-0.6,0.2,-0.6,0.6,0.6,0.6 --grow 0.05
+
+    With --dry-run it also writes an image of the region.
 
     Parameters
     ----------
     prompt
         What the object should become.
     preset
-        The preset whose number of steps an edit takes.
+        draft, standard, fine: a third, all or twice the usual steps of an edit; or the preset whose
+        number of steps an edit takes.
     """
     from dreamsa import api
+    from dreamsa.runs import find_run, runs_folder
 
+    found = find_run(run, runs_folder(runs))
     options: dict[str, Any] = {
         "escape": escape,
         "eta": eta,
@@ -260,19 +240,20 @@ def edit(
         "outside": outside,
         "steps": steps,
         "preset": preset,
-        "seed": seed,
-        "overrides": _overrides(set_),
-        "runs": runs,
     }
+    changes = {"seed": seed, "device": device, "mesh": mesh} | overrides(set_)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the edit itself warns of an unfinished parent
+        planned = api.edit_config(found, prompt, **options, changes=changes)
+    expected = _expected(planned, runs, dry_run, anyway)
     if dry_run:
-        from dreamsa.config import to_json
-
-        config, image = api.preview_edit(run, prompt, **options)
-        print(json_module.dumps(to_json(config), indent=2))
+        _, image = api.preview_edit(found, prompt, **options, changes=changes, runs=runs)
         if image is not None:
             print(f"The region: {image}", file=sys.stderr)
+    if expected is None:
         return
-    _follow(api.edit(run, prompt, **options), json, quiet)
+    job = api.edit(found, prompt, **options, overrides=changes, name=name, anyway=anyway, runs=runs)
+    follow(job, json, quiet, expected)
 
 
 @app.command
@@ -280,7 +261,7 @@ def resume(run: RunName, *, runs: Runs = None, json: Json = False, quiet: Quiet 
     """Continue a stopped run exactly where it was."""
     from dreamsa import api
 
-    _follow(api.resume(run, runs=runs), json, quiet)
+    follow(api.resume(run, runs=runs), json, quiet)
 
 
 @app.command
@@ -297,12 +278,23 @@ def render(
         Channel,
         Parameter(help="depth and normal write turntable-depth and turntable-normal instead."),
     ] = "rgb",
+    out: Annotated[
+        Path | None, Parameter(help="Folder for the files. Default: the run's own.")
+    ] = None,
     runs: Runs = None,
 ) -> None:
     """Write a run's turntable (mp4, webp) and contact sheet again, at any size."""
     from dreamsa import api
 
-    written = api.render(run, frames=frames, resolution=resolution, channel=channel, runs=runs)
+    written = api.render(
+        run,
+        frames=frames,
+        resolution=resolution,
+        channel=channel,
+        out=out,
+        stage=_say,
+        runs=runs,
+    )
     for path in written:
         print(path)
     if not any(path.suffix == ".mp4" for path in written):
@@ -324,7 +316,7 @@ def export(
     runs: Runs = None,
     quiet: Quiet = False,
 ) -> None:
-    """Write a finished object as a mesh that opens in other programs.
+    """Write an object as a mesh that opens in other programs.
 
     Example: dreamsa export a-rabbit-7f3a --format glb
 
@@ -350,11 +342,7 @@ def export(
     unlit
         glb: show the colours without lighting; --no-unlit lets viewers light a matte surface.
     """
-    from dreamsa import api
-
-    def stage(text: str) -> None:
-        if not quiet:
-            print(text, file=sys.stderr, flush=True)
+    from dreamsa import api, outputs
 
     path = api.export(
         run,
@@ -366,7 +354,7 @@ def export(
         colour=colour,
         scale=scale,
         unlit=unlit,
-        stage=stage,
+        stage=outputs.silent if quiet else _say,
         runs=runs,
     )
     print(path)
@@ -384,7 +372,7 @@ def evaluate(
     """
     from dreamsa.evaluation import scores
 
-    _print_facts(scores.evaluate(run, judge=judge, runs=runs), json)
+    print_facts(scores.evaluate(run, judge=judge, runs=runs), json)
 
 
 @app.command
@@ -416,7 +404,7 @@ def compare(
     """
     from dreamsa.studies.compare import compare as run_comparison
 
-    stop = _StopAfter(hours)
+    stop = StopAfter(hours)
     lines = run_comparison(
         run,
         prompt,
@@ -428,104 +416,11 @@ def compare(
         judge=judge,
         out=out,
         workers=workers,
-        overrides=_overrides(set_),
+        overrides=overrides(set_),
         runs=runs,
         stop=stop,
     )
-    _print_lines(lines, stop)
-
-
-@benchmark.command(name="edits")
-def benchmark_edits(
-    out: Path,
-    *,
-    arms: Arms = "all",
-    seeds: Seeds = 3,
-    judge: JudgeName = None,
-    workers: Workers = None,
-    hours: Hours = None,
-    smoke: Annotated[
-        bool,
-        Parameter(negative="", help="The same program in a minute; its numbers are meaningless."),
-    ] = False,
-    set_: Set = None,
-) -> None:
-    """Edit toybox objects in 30 edits of five kinds with every arm, and write one report that opens
-    from disk.
-
-    Finished trials are not run again: run it in pieces with --hours 2 until it exits with 0.
-
-    Example: dreamsa benchmark edits runs/benchmark --hours 2
-    """
-    from dreamsa.studies.edit_benchmark import benchmark_edits as run_benchmark
-    from dreamsa.studies.edit_benchmark import new_benchmark
-
-    stop = _StopAfter(hours)
-    chosen = new_benchmark(out, arms, seeds, judge, _overrides(set_), smoke)
-    _print_lines(run_benchmark(chosen, workers=workers, stop=stop), stop)
-
-
-@benchmark.command(name="distillation")
-def benchmark_distillation(
-    out: Path,
-    *,
-    methods: Methods = "all",
-    objects: Annotated[
-        str | None,
-        Parameter(help="Objects in natural colours: none, or rabbit,car. Default: all 23."),
-    ] = None,
-    colours: Annotated[
-        str | None, Parameter(help='none, or "purple rabbit,red car". Default: twelve.')
-    ] = None,
-    seeds: Seeds = 3,
-    steps: Steps = None,
-    latents: Annotated[
-        bool,
-        Parameter(
-            negative="", help="Optimize one latent per view instead, without a NeRF: minutes."
-        ),
-    ] = False,
-    judge: JudgeName = None,
-    workers: Workers = None,
-    hours: Hours = None,
-    quick: Annotated[
-        bool,
-        Parameter(negative="", help="The same program in a minute; its numbers are meaningless."),
-    ] = False,
-    set_: Set = None,
-) -> None:
-    """Generate toybox objects by several methods of score distillation, measure them against the
-    true objects, and write one report that opens from disk.
-
-    Finished trials are not run again: run it in pieces with --hours 2 until it exits with 0.
-
-    Example: dreamsa benchmark distillation runs/distillation --methods sds,pairs --hours 2
-    """
-    from dreamsa.studies.distillation import benchmark_distillation as run_benchmark
-    from dreamsa.studies.distillation import new_benchmark
-    from dreamsa.studies.latents import STEPS, benchmark_latents
-
-    stop = _StopAfter(hours)
-    steps = STEPS if latents and steps is None else steps
-    chosen = new_benchmark(
-        out, methods, objects, colours, seeds, steps, judge, _overrides(set_), quick
-    )
-    run = benchmark_latents if latents else run_benchmark
-    _print_lines(run(chosen, workers=workers, stop=stop), stop)
-
-
-@benchmark.command(name="speed")
-def benchmark_speed(*, steps: int = 30, set_: Set = None, json: Json = False) -> None:
-    """Time one step of score distillation and its parts, two runs side by side, and the hash grid.
-
-    `dreamsa bench` is short for it.
-    """
-    from dreamsa.studies.speed import bench
-
-    _print_facts(bench(steps, _overrides(set_)), json)
-
-
-app.command(benchmark_speed, name="bench", show=False)
+    print_lines(lines, stop)
 
 
 @app.command(name="list")
@@ -546,7 +441,7 @@ def list_(*, runs: Runs = None, json: Json = False) -> None:
             {"id": path.parent.name, "status": "damaged", "path": str(path), "error": why}
             for path, why in damaged
         ]
-        print(_json(rows + broken))
+        print(one_line_json(rows + broken))
         return
     for branch, record, status in tree:
         indent = "    " * (branch.depth - 1) + ("└── " if branch.depth else "")
@@ -563,7 +458,42 @@ def show(run: RunName, *, runs: Runs = None, json: Json = False) -> None:
     """Show one run: prompt, lineage, status, device, newest numbers."""
     from dreamsa import api
 
-    _print_facts(api.show(run, runs), json)
+    print_facts(api.show(run, runs), json)
+
+
+@app.command
+def rm(
+    *names: Annotated[str, Parameter(help="Ids, their beginnings, or folders.")],
+    anyway: Annotated[bool, Parameter(negative="", help="Also parents of other runs.")] = False,
+    runs: Runs = None,
+) -> None:
+    """Move runs into the folder .trash beside them, from which they can be moved back."""
+    from dreamsa.runs import find_run, runs_folder
+    from dreamsa.trash import check, remove
+
+    if not names:
+        raise ValueError("Name the runs to remove, e.g. dreamsa rm a-rabbit-7f3a.")
+    found = [find_run(name, runs_folder(runs)) for name in names]
+    for run in found:
+        check(run, anyway, [other.id for other in found])
+    for run in found:
+        target = remove(run, anyway=True)
+        command = shlex.join(["mv", str(target), str(run.path)])
+        print(f"{run.id} is in the trash. To bring it back: {command}")
+
+
+@app.command
+def examples(*, runs: Runs = None) -> None:
+    """Copy the shipped examples into the folder of runs; those that are there stay as they are."""
+    from dreamsa.runs import runs_folder
+    from dreamsa.web.examples import install
+
+    folder = runs_folder(runs)
+    copied = install(folder, always=True)
+    for run in copied:
+        print(run.path)
+    if not copied:
+        print(f"All examples are in {folder} already.", file=sys.stderr)
 
 
 @app.command
@@ -571,7 +501,7 @@ def prompts(prompt: str, *, json: Json = False) -> None:
     """Print the exact text that each view is conditioned on."""
     from dreamsa import api
 
-    _print_facts(api.prompts(prompt), json)
+    print_facts(api.prompts(prompt), json)
 
 
 @app.command
@@ -579,7 +509,7 @@ def doctor(*, json: Json = False) -> None:
     """Show this machine's device, backends, versions, models, and how to build tiny-cuda-nn."""
     from dreamsa import diagnostics
 
-    _print_facts(diagnostics.doctor(), json)
+    print_facts(diagnostics.doctor(), json)
 
 
 @app.command
@@ -629,231 +559,58 @@ def web(
     raise SystemExit(128 + serve(host, port, runs, share, open_, allow_host or (), model or ()))
 
 
-@toybox.command
-def sheet(out: Path = Path("toybox.png")) -> None:
-    """Draw every object of the toybox from six sides."""
-    from dreamsa.toybox.sheet import world_sheet
+def _say(stage: str) -> None:
+    """Show a stage of slow work: in place on a terminal, the first of a series in a log."""
+    if sys.stderr.isatty():
+        print(f"\r\x1b[K{stage}", end="", file=sys.stderr, flush=True)
+    elif not stage.startswith("pictures") or " 4/" in stage:
+        print(stage, file=sys.stderr, flush=True)
 
-    print(world_sheet(out))
 
+def _expected(config: "RunConfig", runs: Path | None, dry_run: bool, anyway: bool) -> str | None:
+    """How long a configuration will take, in a line; None if it is not to be run, because it was
+    only to be printed or the user has declined.
 
-@toybox.command
-def train(
-    folder: Path,
-    *,
-    stage: Stage = "all",
-    steps: int | None = None,
-    pictures: int = 20_000,
-    batch: int | None = None,
-    seed: int = 0,
-    device: str = "auto",
-    workers: int = 1,
-    compile_unet: Annotated[bool, Parameter(name="--compile")] = False,
-    start: Path | None = None,
-) -> None:
-    """Train the embedded models from scratch, or continue where an earlier call stopped.
-
-    Parameters
-    ----------
-    folder
-        Folder of all files; the finished models are FOLDER/toybox-sd and FOLDER/toybox-clip.
-    stage
-        One stage, or all of them in order.
-    steps
-        Optimizer steps of the stage; default: the recipe's.
-    pictures
-        Number of training images.
-    batch
-        Images per step; default: the recipe's.
-    workers
-        Processes that render the training images; they do not depend on it.
-    compile_unet
-        Compile the UNet first: a quarter faster on CPUs; needs a C++ compiler.
-    start
-        A folder with a finished toybox-sd and toybox-clip, such as assets: keep its autoencoder,
-        train the rest further.
+    Raises:
+        ValueError: It cannot run, or would take days on this CPU and nobody agrees.
     """
-    from dreamsa.device import resolve_device
-    from dreamsa.toybox.recipe import TrainingOptions, train_toybox
+    from dreamsa.guidance.hub import cpu_hours
+    from dreamsa.job import check
+    from dreamsa.runs import runs_folder
+    from dreamsa.web import pace
 
-    where = resolve_device(device)
-    options = TrainingOptions(steps, batch, seed, where, compile_unet, workers)
-    for line in train_toybox(folder, stage, pictures, options, start):
-        print(line, flush=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the run itself warns
+        config, facts = check(config, anyway)
+    expected = pace.expectation(config, facts["device"], runs_folder(runs))
+    hours = cpu_hours(config.model, config.steps) if facts["device"] == "cpu" else None
+    if hours is not None:
+        expected = f"On this CPU it takes at least {pace.duration(3600 * hours)}."
+    if dry_run:
+        from dreamsa.config import to_json
 
-
-@toybox.command(name="evaluate")
-def evaluate_toybox(
-    model: str = "toybox",
-    *,
-    per_object: int = 12,
-    guidance: float = 5.0,
-    seed: int = 0,
-    sheet: Path | None = None,
-    json: Json = False,
-) -> None:
-    """Let the judge name the text-to-image model's own images: object, colour, view and, if it was
-    trained to, azimuth.
-
-    Parameters
-    ----------
-    per_object
-        Images per object and per held-out pair: azimuths all around, a fourth from overhead.
-    sheet
-        Also write the images as one PNG.
-    """
-    from dreamsa.evaluation.text_to_image import evaluate_model
-
-    _print_facts(evaluate_model(model, per_object, guidance, seed, sheet), json)
+        print(expected, file=sys.stderr)
+        print(json_module.dumps(to_json(config), indent=2))
+        return None
+    if hours is None or anyway:
+        return expected
+    if not sys.stdin.isatty():
+        raise ValueError(f"{expected} Use --device cuda on a machine with a GPU, or add --anyway.")
+    agreed = input(f"{expected} Start it? [y/N] ").strip().lower() in ("y", "yes")
+    return expected if agreed else None
 
 
-def _overrides(pairs: list[str] | None, given: dict[str, Any] | None = None) -> dict[str, Any]:
-    """Settings by dotted name, from --set and from the flags that stand for settings."""
-    from dreamsa.settings import parse_setting
+def _usage_error(error: "CycloptsError") -> str:
+    """A wrong command line in words; rich would take brackets for markup."""
+    from cyclopts import UnusedCliTokensError
 
-    flags = {key: value for key, value in (given or {}).items() if value is not None}
-    return flags | dict(map(parse_setting, pairs or []))
-
-
-def _print_facts(facts: dict[str, Any], as_json: bool) -> None:
-    for line in [_json(facts)] if as_json else _lines(facts):
-        print(line)
-
-
-def _lines(facts: dict[str, Any], indent: str = "") -> Iterable[str]:
-    width = max((len(key) for key in facts), default=0)
-    for key, value in facts.items():
-        if isinstance(value, dict):
-            yield f"{indent}{key}"
-            yield from _lines(value, indent + "  ")
-        elif value is not None:
-            yield f"{indent}{printable(key):<{width}}  {printable(value)}"
-
-
-def _follow(job: "Job", as_json: bool, quiet: bool) -> None:
-    """Show a job's progress to its end. A first Ctrl-C or SIGTERM saves and prints how to
-    resume."""
-    from transformers.utils import logging
-
-    from dreamsa.device import Processes
-    from dreamsa.signals import stop_on_signals
-
-    logging.disable_progress_bar()
-    if not Processes.current().is_first:  # under `accelerate launch` one process prints
-        job.wait()
-        return
-    signals, run = stop_on_signals(), job.run
-    try:
-        with closing(_shown(job, as_json, quiet)) as shown:  # an error of the last save shows
-            for _ in shown:
-                if signals:
-                    break
-    finally:
-        job.stop()
-    if signals and run.status != "finished":
-        step = run.record["step"]
-        saved = f"at step {step} and saved" if step else "before the first step was done"
-        print(
-            f"Stopped {saved}. Continue with: {run.command('resume')}",
-            file=sys.stderr,
-        )
-        raise SystemExit(128 + signals[0])
-    _print_finished(run, as_json, quiet)
-
-
-def _print_finished(run: "Run", as_json: bool, quiet: bool) -> None:
-    if as_json:
-        print(json_module.dumps({"event": "finished", "run": run.id, "path": str(run.path)}))
-    elif quiet:
-        print(run.path)
-    else:
-        names = ("turntable.mp4", "turntable.webp", "contact_sheet.png")
-        files = ", ".join(name for name in names if (run.path / name).exists())
-        print(f"{run.path}\n  {files}\nChange it:  {run.command('edit', 'a new prompt')}")
-
-
-def _shown(job: "Job", as_json: bool, quiet: bool) -> Generator[Any]:
-    if as_json:
-        for progress in job:
-            facts = {**progress.result._asdict(), "event": "step", "steps": progress.steps}
-            facts |= {"eta_seconds": round(progress.eta_seconds, 1), "run": job.run.id}
-            facts["preview"] = str(progress.preview or "")
-            print(_json(facts), flush=True)
-            yield progress
-    elif quiet:
-        yield from job
-    else:
-        yield from _with_bar(job)
-
-
-def _json(value: Any) -> str:
-    """JSON on one line; numbers that are not finite are null, because JSON has none."""
-
-    def finite(value: Any) -> Any:
-        if isinstance(value, dict):
-            return {key: finite(entry) for key, entry in value.items()}
-        if isinstance(value, list | tuple):
-            return [finite(entry) for entry in value]
-        return None if isinstance(value, float) and not isfinite(value) else value
-
-    return json_module.dumps(finite(value), allow_nan=False)
-
-
-def _with_bar(job: "Job") -> Generator[Any]:
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
-
-    console, record = Console(stderr=True), job.run.record
-    line = f"run {job.run.id}, device {record['device']}, hash grid {record['backend']}"
-    console.print(line, highlight=False, soft_wrap=True)
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[note]}"),
-    )
-    with Progress(*columns, console=console) as bar:
-        task = bar.add_task("load", total=None, note="")
-        shown = None
-        for progress in job:
-            phase, step, steps = progress.phase, progress.step, progress.steps
-            note = (
-                f"{progress.seconds_per_step * 1000:.0f} ms/step, {progress.eta_seconds:.0f} s left"
-            )
-            bar.update(task, description=phase, completed=step, total=steps, note=note)
-            if progress.preview != shown:
-                shown = progress.preview
-                if not console.is_terminal:
-                    line = f"step {step}/{steps} {phase}, {note}, preview {shown}"
-                    console.print(line, highlight=False, soft_wrap=True)
-            yield progress
-
-
-class _StopAfter:
-    """True once a signal has arrived or the given hours are over."""
-
-    def __init__(self, hours: float | None) -> None:
-        from dreamsa.signals import stop_on_signals
-
-        if hours is not None and not 0 < hours <= 10_000:
-            raise ValueError(f"hours must lie in (0, 10000], got {hours:g}.")
-        self.signals = stop_on_signals()
-        self.deadline = None if hours is None else time.monotonic() + 3600 * hours
-
-    def __call__(self) -> bool:
-        return bool(self.signals) or (
-            self.deadline is not None and time.monotonic() > self.deadline
-        )
-
-
-def _print_lines(lines: Iterable[str], stop: _StopAfter) -> None:
-    """Print a comparison's lines as they come; after a stop, how to continue."""
-    for line in lines:
-        print(line, flush=True)
-    if stop():
-        command = shlex.join(["dreamsa", *sys.argv[1:]])
-        print(f"Stopped and saved. Continue with the same command: {command}", file=sys.stderr)
-        raise SystemExit(128 + stop.signals[0] if stop.signals else 3)
+    words = " ".join(str(error).split())
+    if isinstance(error, UnusedCliTokensError) and error.command_chain:
+        verb = error.command_chain[0]
+        rest = [str(token) for token in error.unused_tokens or []]
+        if verb in ("generate", "edit", "compare"):
+            words = f"There are words left over: {' '.join(rest)}. Put the prompt in quotes."
+    return f"dreamsa: {words}".replace("[", r"\[")
 
 
 def fail(message: str) -> NoReturn:
@@ -874,7 +631,7 @@ def main(arguments: list[str] | None = None) -> None:
     debug = "--debug" in tokens
     tokens = [token for token in tokens if token != "--debug"]
     try:
-        app(tokens)
+        app(tokens, error_formatter=_usage_error)
     except KeyboardInterrupt:
         raise SystemExit(130) from None
     except BrokenPipeError:  # the reader of a pipe has left, such as `head`

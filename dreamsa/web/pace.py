@@ -1,9 +1,11 @@
-"""Duration estimates, from measured steps only."""
+"""Duration estimates, from measured steps only, for page and command line."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import lru_cache
+from itertools import islice
+from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
@@ -11,8 +13,10 @@ from typing import Any, NamedTuple
 from dreamsa import api
 from dreamsa.config import RunConfig
 from dreamsa.job import Job, Progress
-from dreamsa.runs import Run
+from dreamsa.runs import Run, list_runs
 
+RECENT = 5
+"""Maximum number of runs that an expectation is made of."""
 MIN_STEPS = 5
 """Minimum number of measured steps for an estimate."""
 
@@ -26,6 +30,12 @@ class Pace(NamedTuple):
     """Number of steps measured."""
     source: str
     """A run's id, or "a test run"."""
+    seconds_around: float = 0.0
+    """Before the first and after the last step: loading, pictures and mesh; 0 if not recorded."""
+
+    def seconds(self, steps: int) -> float:
+        """Of a run of `steps` steps."""
+        return steps * self.seconds_per_step + self.seconds_around
 
 
 @lru_cache(maxsize=1000)
@@ -39,7 +49,12 @@ def config_of(run: Run) -> RunConfig:
 
 
 def measured(config: RunConfig, device: str, runs: Iterable[Run]) -> Pace | None:
-    """The pace of the newest of `runs` (oldest first) with the same workload and device.
+    """The pace of the newest of `runs` (oldest first) with the same workload and device."""
+    return next(recent(config, device, runs), None)
+
+
+def recent(config: RunConfig, device: str, runs: Iterable[Run]) -> Iterator[Pace]:
+    """The paces of `runs` (oldest first) with the same workload and device, newest first.
 
     Skips the shipped examples, made on another machine, and runs with too few logged steps.
     """
@@ -56,22 +71,28 @@ def measured(config: RunConfig, device: str, runs: Iterable[Run]) -> Pace | None
         rows = run.metrics() if same else []
         seconds = [row["seconds"] for row in rows if row["step"] and row.get("seconds")]
         if pace := _pace(seconds, run.id):
-            return pace
-    return None
+            around = record.get("seconds") or {}
+            yield pace._replace(seconds_around=float(sum(around.values())))
 
 
-def estimate(pace: Pace | None, steps: int) -> str:
-    """One line for the page: the expected duration of `steps` steps and its source."""
-    if pace is None:
-        return (
-            "Time: not measured yet on this machine with these settings. "
-            "Measure speed, under Create, times a few steps."
-        )
-    total = duration(steps * pace.seconds_per_step)
-    return (
-        f"About {total}: {steps} steps of {pace.seconds_per_step:.2f} s, "
-        f"measured on {pace.steps} steps of {pace.source}."
-    )
+def expectation(config: RunConfig, device: str, folder: Path) -> str:
+    """One line: how long a configuration will take here, loading and pictures included."""
+    return estimate(list(islice(recent(config, device, list_runs(folder)), RECENT)), config.steps)
+
+
+def estimate(paces: Pace | Sequence[Pace] | None, steps: int) -> str:
+    """One line: the expected duration of `steps` steps, newest pace first, and its source."""
+    paces = [paces] if isinstance(paces, Pace) else list(paces or [])
+    if not paces:
+        return "Time: not measured yet on this machine with these settings."
+    totals = sorted(pace.seconds(steps) for pace in paces)
+    low, high = duration(totals[0]), duration(totals[-1])
+    total = f"About {low}" if low == high else f"{low} to {high}"
+    newest = paces[0]
+    source = f"measured on {newest.steps} steps of {newest.source}"
+    if len(paces) > 1:
+        source = f"measured on the last {len(paces)} such runs"
+    return f"{total}: {steps} steps of {newest.seconds_per_step:.2f} s, {source}."
 
 
 def duration(seconds: float) -> str:

@@ -1,0 +1,1 @@
+"""Groups of commands and what they share; `dreamsa.cli` holds the verbs."""
