@@ -6,6 +6,7 @@ text.
 """
 
 import os
+import socket
 import sys
 import time
 from collections.abc import Collection
@@ -22,6 +23,7 @@ except ImportError as error:
     ) from error
 
 from dreamsa.diagnostics import doctor
+from dreamsa.runs import RunError
 from dreamsa.signals import stop_on_signals
 from dreamsa.version import __version__
 from dreamsa.web import markup
@@ -32,6 +34,7 @@ from dreamsa.web.guard import MAX_BODY, Guard
 from dreamsa.web.panel import QUIET, SELECT_RUN, Panel, scroll_to
 
 POLL_SECONDS = 1.5
+FIRST_PORT = 7860
 THEME = gr.themes.Default(
     primary_hue="violet",
     neutral_hue="zinc",
@@ -44,16 +47,28 @@ THEME = gr.themes.Default(
     button_primary_background_fill_hover="*primary_700",
 )
 HELP = f"""<div class="help"><h3>How it works</h3><ol>
-<li><b>Create</b>: enter a prompt. Training starts from a small cloud and changes it so that a
-text-to-image model recognizes the prompt from all sides.</li>
-<li><b>Edit</b>: select a finished run, enter a new prompt and choose how much to change. Training
-resumes from the run's scene on the new prompt. The original run is not changed.</li>
+<li><b>Create</b>: enter a prompt. Training starts from a small cloud and changes it until a
+text-to-image model recognizes the prompt from all sides. Draft, Standard and Fine are a third, all
+and twice the usual steps.</li>
+<li><b>Edit</b>: select a run, enter a new prompt and choose how bold to be. Training resumes from
+the run's scene on the new prompt; the run itself is never changed.</li>
 <li><b>Gallery</b>: all runs, including those of the command line. Edits are below the run that they
 were made from.</li></ol>
+<h3>How bold an edit is</h3><ul>
+<li><b>Keep shape</b> (plain) only descends from the scene as it is: best for another colour.</li>
+<li><b>Balanced</b> (interpolate), the default, first moves the scene part of the way towards a
+random one, so that it leaves the form that it has settled in, then descends. In the measurements of
+this project it turned the most objects and colours into what was asked for.</li>
+<li><b>Start over</b> (fresh) begins with a random scene.</li>
+<li>Under Advanced: <b>anneal</b> ascends on the new prompt for a fifth of the steps before it
+descends, the method that this project began with; and all numbers of the methods.</li></ul>
+<h3>What you get</h3><p>The object as a GLB, to rotate here and to open in browsers, Blender and
+game engines; a turntable and twelve views; other formats under Export. After a run of the embedded
+model a second model, which took no part in the training, says what it sees.</p>
 <p>Jobs run on this server, one at a time per device, and continue when the page is closed. Stop
-saves a job and Resume continues it from there. Enter in a prompt field starts a job. docs/edits.md
-compares the methods of editing.</p>
-<p>dreamsa {__version__}. Nothing is sent or downloaded unless you request a model of the Hub.</p>
+saves a job and Resume continues it from there; a stopped run can be edited and exported as it is.
+Removed runs go to a trash folder. Enter in a prompt field starts a job.</p>
+<p>dreamsa {__version__}. Nothing is sent, and nothing is downloaded.</p>
 <h3>This machine</h3></div>"""
 
 
@@ -74,6 +89,7 @@ def serve(
         hosts: Further names of this server, such as a proxy's.
         models: Further models that the page offers.
     """
+    port = free_port(host, port)
     signals = stop_on_signals()
     with TemporaryDirectory(prefix="dreamsa-web-", ignore_cleanup_errors=True) as private:
         os.environ["GRADIO_TEMP_DIR"] = private  # else a folder that all users of a machine share
@@ -88,6 +104,9 @@ def serve(
         )
         folder = controller.manager.folder
         print(f"The page is at {address}   (runs: {folder}; Ctrl-C saves and stops)", flush=True)
+        if host in ("0.0.0.0", "::"):
+            known = ", ".join(f"http://{name}:{port}" for name in _addresses())
+            print(f"All of this network can use it, also at {known or 'this machine'}.", flush=True)
         controller.manager.restore()
         while not signals:
             time.sleep(0.2)
@@ -98,6 +117,43 @@ def serve(
         sys.stderr.flush()
         os._exit(128 + signals[0])
     return signals[0]
+
+
+def free_port(host: str, wanted: int | None) -> int:
+    """The port to listen on: as wanted, else the first free one from 7860.
+
+    Raises:
+        OSError: The wanted one is taken, or the address is not one of this machine.
+    """
+    tried = range(FIRST_PORT, FIRST_PORT + 100) if wanted is None else [wanted]
+    found = next((port for port in tried if _is_free(host, port)), None)
+    if found is not None:
+        return found
+    if wanted is None:
+        raise OSError(f"The ports from {FIRST_PORT} to {tried[-1]} are taken. Name one: --port N.")
+    following = range(wanted + 1, min(wanted + 100, 65536))
+    other = next((port for port in following if _is_free(host, port)), None)
+    hint = f"{other} is free: dreamsa web --port {other}" if other else "Name another with --port."
+    raise OSError(f"Port {wanted} on {host} is taken or not allowed. {hint}")
+
+
+def _is_free(host: str, port: int) -> bool:
+    try:
+        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+        with socket.socket(family, socket.SOCK_STREAM) as trial:
+            trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            trial.bind((host, port))
+    except (OSError, OverflowError):
+        return False
+    return True
+
+
+def _addresses() -> list[str]:
+    """This machine's addresses in its network."""
+    try:
+        return socket.gethostbyname_ex(socket.gethostname())[2]
+    except OSError:
+        return []
 
 
 def launch(
@@ -138,6 +194,14 @@ def launch(
     return page, shared or address
 
 
+def _editable_or_skip(controller: Controller, run_id: str | None) -> Any:
+    """The run if it can be edited, else no change."""
+    try:
+        return run_id if controller.manager.status(run_id).editable else gr.skip()
+    except RunError:
+        return gr.skip()
+
+
 def build(controller: Controller) -> gr.Blocks:
     with gr.Blocks(title="dreamsa", analytics_enabled=False, delete_cache=(3600, 86400)) as page:
         gr.HTML(
@@ -145,6 +209,7 @@ def build(controller: Controller) -> gr.Blocks:
             "<p>Turn words into 3-D objects, and change them with more words.</p></header>"
         )
         strip = gr.HTML(elem_id="strip")
+        followed = gr.State(None)
         with gr.Row(elem_classes="split"):
             with (
                 gr.Column(scale=5, min_width=280, elem_id="forms"),
@@ -152,11 +217,17 @@ def build(controller: Controller) -> gr.Blocks:
             ):
                 with gr.Tab("Create", id="create"):
                     create_form = CreateForm(controller.models)
-                with gr.Tab("Edit", id="edit"):
+                with gr.Tab("Edit", id="edit") as edit_tab:
                     edit_form = EditForm()
                 with gr.Tab("Gallery", id="gallery"):
                     words = "Edits are below the run they were made from. Select a run to show it."
                     gr.HTML(markup.hint(words))
+                    gr.Textbox(
+                        placeholder="Filter: words of a prompt, an id or a state",
+                        show_label=False,
+                        container=False,
+                        elem_id="filter",
+                    )
                     tree = gr.HTML(js_on_load=SELECT_RUN, elem_id="tree")
                 with gr.Tab("Help", id="help") as help_tab:
                     gr.HTML(HELP)
@@ -166,6 +237,16 @@ def build(controller: Controller) -> gr.Blocks:
         panel.wire(page, gr.Timer(POLL_SECONDS))
         create_form.wire(panel, page)
         edit_form.wire(panel)
+        # the Edit tab takes the run that is shown, once: a parent chosen there stays
+        edit_tab.select(
+            lambda run_id, followed: (
+                gr.skip() if run_id == followed else _editable_or_skip(controller, run_id),
+                run_id,
+            ),
+            [panel.run, followed],
+            [panel.parent, followed],
+            **QUIET,
+        )
         panel.branch.click(
             lambda run_id: (gr.Tabs(selected="edit"), run_id),
             panel.run,

@@ -23,10 +23,11 @@ def add_endpoints(controller: Controller) -> None:
         seed: int | None = None,
         model: str = TOYBOX,
         settings: str = "",
+        anyway: bool = False,
     ) -> str:
         """Queue a generation; returns the run's id."""
-        config = make_config(prompt, "auto", model, steps, seed, settings=settings)
-        return controller.generate(config)
+        config = make_config(prompt, "standard", model, steps, seed, settings=settings)
+        return controller.generate(config, anyway)
 
     def edit(
         run: str,
@@ -36,10 +37,11 @@ def add_endpoints(controller: Controller) -> None:
         ascent_steps: int | None = None,
         scale: float = ASCENT_SCALE,
         eta: float | None = None,
+        anyway: bool = False,
     ) -> str:
-        """Queue an edit of a finished run; returns the new run's id."""
+        """Queue an edit of a run; returns the new run's id."""
         numbers = {"steps": steps, "ascent_steps": ascent_steps, "scale": scale, "eta": eta}
-        return controller.edit(run, prompt, escape=escape, **numbers)
+        return controller.edit(run, prompt, escape=escape, anyway=anyway, **numbers)
 
     def status(run: str) -> dict:
         """State, step, phase and remaining time of a run."""

@@ -6,8 +6,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from dreamsa.choices import ESCAPES, PRESETS, EscapeName, PresetName
+from dreamsa.choices import BASES, ESCAPES, BaseName, EscapeName
 from dreamsa.config import TOYBOX, EditConfig, RunConfig, edited, to_json
+from dreamsa.guidance.vocabulary import unknown_words
 from dreamsa.presets import edit_length, preset
 from dreamsa.runs import Run, parent_of, runs_folder
 from dreamsa.text import printable
@@ -34,6 +35,8 @@ def command_line(run: Run, folder: Path) -> str:
         values = value if isinstance(value, tuple) else [value]
         for one in values:
             words += [f"--{key.replace('_', '-')}", *([] if one is True else [str(one)])]
+    if unknown_words(config.prompt, config.model):
+        words.append("--anyway")
     for key, value in changes.items():
         words += ["--set", f"{key}={json.dumps(value)}"]
     return printable(shlex.join(words + ([] if _is_default(folder) else ["--runs", str(folder)])))
@@ -48,14 +51,18 @@ def python_code(run: Run, folder: Path) -> str:
         names = "generate, preset" + (", with_overrides" if changes else "")
         code = f"from dreamsa import {names}\n\nconfig = preset({name!r}, {config.prompt!r})\n"
         code += f"config = with_overrides(config, {changes!r})\n" if changes else ""
-        return f"{code}run = generate(config=config{runs}).wait()"
+        return f"{code}run = generate(config=config{_anyway(config)}{runs}).wait()"
     if parent is None or config.edit.control is not None:
         return _unrepeatable(config.edit, folder)
     options, changes = _edit_options(config, parent.config)
     options |= {"overrides": changes} if changes else {}
     arguments = ", ".join(f"{key}={value!r}" for key, value in options.items())
-    call = f"edit({parent.id!r}, {config.prompt!r}, {arguments}{runs})"
+    call = f"edit({parent.id!r}, {config.prompt!r}, {arguments}{_anyway(config)}{runs})"
     return f"from dreamsa import edit\n\nrun = {call}.wait()"
+
+
+def _anyway(config: RunConfig) -> str:
+    return ", anyway=True" if unknown_words(config.prompt, config.model) else ""
 
 
 def _unrepeatable(edit: EditConfig, folder: Path) -> str:
@@ -64,10 +71,10 @@ def _unrepeatable(edit: EditConfig, folder: Path) -> str:
     return printable(f"# The parent of this edit, {edit.parent}, is no longer in {folder}.")
 
 
-def _nearest_preset(config: RunConfig) -> tuple[PresetName, dict[str, Any]]:
+def _nearest_preset(config: RunConfig) -> tuple[BaseName, dict[str, Any]]:
     """The preset with the fewest differences, and these."""
-    changes: dict[PresetName, dict[str, Any]] = {
-        name: _changes(preset(name, config.prompt), config) for name in PRESETS
+    changes: dict[BaseName, dict[str, Any]] = {
+        name: _changes(preset(name, config.prompt), config) for name in BASES
     }
     return min(changes.items(), key=lambda item: len(item[1]))
 

@@ -7,12 +7,15 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from dreamsa import api
-from dreamsa.choices import Format, PresetName
+from dreamsa.choices import BASES, Format, PresetName
 from dreamsa.config import TOYBOX, RunConfig
+from dreamsa.evaluation.verdict import judge_run
 from dreamsa.files import read_plain, write_atomic
-from dreamsa.presets import KNOWN_MODELS, preset, usual_preset
-from dreamsa.runs import RunError, branches, damaged_runs, runs_folder
+from dreamsa.outputs import Stage, silent
+from dreamsa.presets import KNOWN_MODELS, MODEL_ALIASES, preset
+from dreamsa.runs import Run, RunError, branches, damaged_runs, runs_folder
 from dreamsa.settings import parse_setting, with_overrides
+from dreamsa.trash import remove
 from dreamsa.web import examples, images, pace
 from dreamsa.web.guard import MAX_STEPS, check_budget
 from dreamsa.web.jobs import JobManager, Status
@@ -43,13 +46,15 @@ class Listing(NamedTuple):
     """(status, depth, thumbnail) of each run."""
     damaged: list[tuple[Path, str]]
     """Records that cannot be read: (path, reason)."""
+    failures: list[Status]
+    """Of the runs that failed since one has finished, newest first."""
     ids: dict[str, str]
     """The id of each run, which is its folder's name, by the id in its record."""
 
 
 def make_config(
     prompt: str,
-    preset_name: PresetName | str = "auto",
+    preset_name: PresetName | str = "standard",
     model: str = TOYBOX,
     steps: float | None = None,
     seed: float | None = None,
@@ -63,17 +68,16 @@ def make_config(
         ValueError: A value is not allowed.
     """
     model = (model or TOYBOX).strip()
-    if preset_name == "auto":
-        preset_name = usual_preset(model)
+    complete = preset_name in BASES and model == TOYBOX  # then the preset names its model
     values: dict[str, Any] = {
-        "model.model": model if model != TOYBOX or preset_name == "toybox" else None,
+        "model.model": None if complete else model,
         "negative_prompt": negative or None,
         "steps": _whole_number(steps, "steps"),
         "seed": _whole_number(seed, "seed"),
         "distill.guidance_scale": guidance,
     }
     values |= dict(parse_setting(line) for line in (settings or "").splitlines() if line.strip())
-    config = preset(preset_name, prompt or "")  # pyright: ignore[reportArgumentType]
+    config = preset(preset_name, prompt or "", model)  # pyright: ignore[reportArgumentType]
     return with_overrides(config, {k: value for k, value in values.items() if value is not None})
 
 
@@ -89,15 +93,18 @@ class Controller:
     def __init__(self, manager: JobManager, exports: Path, models: Collection[str] = ()) -> None:
         self.manager = manager
         self.exports = exports
-        self.models = [TOYBOX, *KNOWN_MODELS, *models]
+        self.models = [TOYBOX, *MODEL_ALIASES, *KNOWN_MODELS, *models]
         """Models that clients may name: a free choice would tell which paths exist."""
         self._listing: Listing | None = None
         self._listed_at = 0.0
 
-    def generate(self, config: RunConfig) -> str:
-        """Queue a generation; returns the run's id."""
+    def generate(self, config: RunConfig, anyway: bool = False) -> str:
+        """Queue a generation, `anyway` with words that the model does not know; returns the run's
+        id."""
         check_budget(config, self.models)
-        return self.manager.submit(lambda: api.generate(config=config, runs=self.manager.folder))
+        return self.manager.submit(
+            lambda: api.generate(config=config, anyway=anyway, runs=self.manager.folder)
+        )
 
     def edit(self, parent: str, prompt: str, **options: Any) -> str:
         """Queue an edit; returns the new run's id. `options` are those of `api.edit`."""
@@ -115,7 +122,23 @@ class Controller:
             raise RunError(f"Run {run.id} is already running or waiting here.")
         return self.manager.submit(lambda: api.resume(run, runs=self.manager.folder))
 
-    def export(self, run_id: str, kind: str) -> Path:
+    def remove(self, run_id: str) -> Path:
+        """Move a run to the trash; returns its new path."""
+        return remove(self.manager.find(run_id))
+
+    def model(self, run: Run) -> Path | None:
+        """A run's GLB in the folder of exports, which browsers may read; None if it has none."""
+        source, target = run.path / "mesh.glb", self._target(run, "glb")
+        changed = source.stat().st_mtime_ns if source.is_file() else 0
+        if changed and not (target.is_file() and target.stat().st_mtime_ns >= changed):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            write_atomic(target, source.read_bytes())
+        return target if target.is_file() else None
+
+    def _target(self, run: Run, ending: str) -> Path:
+        return self.exports / run.id / f"{run.id}.{ending}"
+
+    def export(self, run_id: str, kind: str, stage: Stage = silent) -> Path:
         """Write a file to download into the folder of exports; returns its path.
 
         Raises:
@@ -124,10 +147,10 @@ class Controller:
         if kind not in EXPORTS:
             raise ValueError(f"There is no export {kind!r}. There are: {', '.join(EXPORTS)}.")
         run = self.manager.find(run_id)
-        target = self.exports / run.id / f"{run.id}.{'obj.zip' if kind == 'obj' else kind}"
+        target = self._target(run, "obj.zip" if kind == "obj" else kind)
         target.parent.mkdir(parents=True, exist_ok=True)
         if kind not in FILES:
-            return api.export(run, format=kind, out=target, runs=self.manager.folder)  # pyright: ignore[reportArgumentType]
+            return api.export(run, format=kind, out=target, stage=stage, runs=self.manager.folder)  # pyright: ignore[reportArgumentType]
         source = run.path / FILES[kind][1]
         if not source.exists():
             raise RunError(
@@ -162,7 +185,8 @@ class Controller:
                 rows.append((self.manager.status(run.id), depth, images.thumbnail(run)))
                 ids[run.record["id"]] = run.id
         ids |= {run_id: run_id for run_id in ids.values()}
-        self._listing = listing = Listing(rows, damaged_runs(self.manager.folder), ids)
+        damaged, failures = damaged_runs(self.manager.folder), self.manager.failures()
+        self._listing = listing = Listing(rows, damaged, failures, ids)
         self._listed_at = time.monotonic()
         return listing
 
@@ -181,4 +205,4 @@ def open_controller(
     """
     folder = runs_folder(runs).resolve()
     examples.install(folder)
-    return Controller(JobManager(folder), exports, models)
+    return Controller(JobManager(folder, judge_run), exports, models)

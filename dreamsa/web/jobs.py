@@ -7,10 +7,12 @@ line show as well and a restarted server finds all of them.
 import json
 import re
 import time
+import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 from statistics import median
 from threading import Condition, Lock, Thread
@@ -24,6 +26,8 @@ MAX_WAITING = 16
 QUEUE = ".queue.json"
 """File of a folder of runs: the ids of running and waiting jobs."""
 
+BUSY = ("queued", "running", "stopping")
+"""States of a run that a job is about to change."""
 State = Literal["queued", "running", "stopping", "created", "stopped", "failed", "finished"]
 
 
@@ -37,6 +41,8 @@ class Status:
     steps: int
     phase: str
     """ascend, descend, or empty before the first step."""
+    stage: str = ""
+    """What a running job does between its steps, such as "loading the model"."""
     place: int = 0
     """Number of jobs ahead of it; 0 unless queued."""
     seconds_per_step: float | None = None
@@ -45,6 +51,12 @@ class Status:
     """Reason of a failure, one sentence."""
     preview: Path | None = None
     """Newest preview."""
+    has_scene: bool = False
+    """Whether there is a checkpoint to edit and export."""
+
+    @property
+    def editable(self) -> bool:
+        return self.has_scene and self.state not in BUSY
 
 
 @dataclass
@@ -62,8 +74,13 @@ class _Job:
 class JobManager:
     """Runs the jobs of a folder of runs in threads of its own, one per device. Thread-safe."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, after: Callable[[Run], object] = lambda run: None) -> None:
+        """
+        Args:
+            after: Called with each run that has ended, before the next one begins. Its errors do
+                not concern the run.
+        """
+        self.folder, self.after = folder, after
         self._changed = Condition()
         self._submitting = Lock()
         self._waiting: deque[_Job] = deque()
@@ -156,9 +173,17 @@ class JobManager:
             return self._changed.wait_for(lambda: self._job(run_id) is None, timeout)
 
     def current(self) -> str | None:
-        """The run that a new page shows: the first running or waiting one, else the newest."""
-        ids = self.active() or [run.id for run in reversed(self.runs())]
-        return ids[0] if ids else None
+        """The run that a new page shows: the first running or waiting one, else the newest finished
+        one, else the newest."""
+        if active := self.active():
+            return active[0]
+        runs = self.runs()[::-1]
+        return next((run.id for run in [*filter(_is_finished, runs), *runs]), None)
+
+    def failures(self) -> list[Status]:
+        """The runs that failed after the newest finished one, newest first."""
+        newest = takewhile(lambda run: not _is_finished(run), reversed(self.runs()))
+        return [status for status in map(self._status, newest) if status.state == "failed"]
 
     def status(self, run_id: object) -> Status:
         """State and progress of a run.
@@ -166,7 +191,9 @@ class JobManager:
         Raises:
             RunError: There is none of that id, or its record is damaged.
         """
-        run = self.find(run_id)
+        return self._status(self.find(run_id))
+
+    def _status(self, run: Run) -> Status:
         record = run.record
         with self._changed:
             job = self._job(run.id)
@@ -194,11 +221,13 @@ class JobManager:
             step,
             record["steps"],
             phase,
+            job.work.stages.now if job and state in ("running", "stopping") else "",
             place,
             seconds,
             eta_seconds=None if seconds is None else (record["steps"] - step) * seconds,
             error=error if state == "failed" else "",
             preview=run.newest_preview,
+            has_scene=any(run.checkpoints.glob("[0-9]*/MANIFEST.json")),
         )
 
     def restore(self) -> None:
@@ -261,6 +290,8 @@ class JobManager:
                             break
                 finally:
                     job.work.stop()
+                job.work.stages("asking the judge")
+                self._finish(job.work.run)
             except Exception as raised:  # whatever ends a job, the thread serves the next one
                 error = sentence(raised)
             with self._changed:
@@ -268,6 +299,17 @@ class JobManager:
                     self._errors[job.id] = error
                 del self._running[device]
                 self._announce()
+
+    def _finish(self, run: Run) -> None:
+        try:
+            if run.path.is_dir():  # a test run leaves nothing
+                self.after(run)
+        except Exception as error:  # the run itself is done
+            warnings.warn(f"Run {run.id}: {sentence(error)}", stacklevel=2)
+
+
+def _is_finished(run: Run) -> bool:
+    return run.record["status"] == "finished"
 
 
 def pace_of(metrics: Iterable[dict[str, Any]]) -> float | None:

@@ -21,8 +21,8 @@ def badge(status: Status, ascent_steps: int = 0) -> str:
     """State or phase of a run, coloured: "ascending 30/150", "queued, 2 ahead"."""
     kind, words = status.state, STATES.get(status.state, status.state)
     if status.state == "running":
-        if not status.phase:
-            words = "loading the model"
+        if status.stage or not status.phase:
+            words = status.stage or "loading the model"
         elif status.phase.startswith("ascend"):
             kind, words = "ascending", f"ascending {status.step}/{ascent_steps}"
         else:
@@ -35,14 +35,19 @@ def badge(status: Status, ascent_steps: int = 0) -> str:
 
 
 def card(
-    status: Status, ascent_steps: int, lineage: Sequence[Mapping[str, str]], facts: str
+    status: Status,
+    ascent_steps: int,
+    lineage: Sequence[Mapping[str, str]],
+    facts: str,
+    verdict: str = "",
 ) -> str:
-    """Head of the panel: prompt, ancestors, state, progress, remaining time and `facts`."""
+    """Head of the panel: prompt, ancestors, state, progress, remaining time, `facts`, and what the
+    judge says."""
     done = 100 * status.step / max(status.steps, 1)
     mark = 100 * ascent_steps / max(status.steps, 1)
     ancestors = "".join(f"<span>{text(step['prompt'])}</span> → " for step in lineage)
     left = ""
-    if status.state == "running" and status.eta_seconds is not None:
+    if status.state == "running" and status.eta_seconds and not status.stage:
         pace = f"{1000 * (status.seconds_per_step or 0):.0f} ms per step"
         left = f"about {duration(status.eta_seconds)} left, {pace}"
     return (
@@ -53,6 +58,7 @@ def card(
         f'<i style="width:{done:.1f}%"></i>'
         + (f'<b style="width:{mark:.1f}%" title="ascent steps"></b>' if ascent_steps else "")
         + f'</div><p class="facts">{text(facts)}</p>'
+        + (f'<p class="verdict">{text(verdict)}</p>' if verdict else "")
         + (f'<p class="message bad" role="alert">{text(status.error)}</p>' if status.error else "")
         + "</div>"
     )
@@ -71,8 +77,8 @@ def hint(words: str) -> str:
     return f'<p class="hint">{text(words)}</p>'
 
 
-def strip(statuses: Iterable[Status]) -> str:
-    """One line with the running and the waiting jobs."""
+def strip(statuses: Iterable[Status], failures: Sequence[Status] = ()) -> str:
+    """One line with the running and the waiting jobs, and one with the newest failures."""
     parts = []
     for status in statuses:
         queued = status.state == "queued"
@@ -80,6 +86,10 @@ def strip(statuses: Iterable[Status]) -> str:
         steps = "" if queued else f" {status.step}/{status.steps}"
         parts.append(f"<span>{sign} {text(status.prompt)}{steps}</span>")
     words = "".join(parts) or "<span>Nothing is running.</span>"
+    if failures:
+        more = f" and {len(failures) - 1} more" if len(failures) > 1 else ""
+        reason = f"{failures[0].prompt} ({failures[0].id}): {failures[0].error}"
+        words += f'<span class="failures">Failed: {text(reason)}{more}</span>'
     return f'<div class="strip" role="status" aria-label="jobs on this server">{words}</div>'
 
 

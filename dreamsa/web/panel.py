@@ -4,17 +4,20 @@ Each browser tab polls. An update carries only the components whose content has 
 previous update of the tab.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from queue import Queue
 from typing import Any
 
 import gradio as gr
 
 from dreamsa.config import RunConfig
 from dreamsa.editing import ascent_steps
+from dreamsa.evaluation.verdict import verdict
 from dreamsa.runs import Run, RunError
 from dreamsa.web import commands, images, markup, pace
 from dreamsa.web.controller import ERRORS, EXPORTS, Controller
-from dreamsa.web.jobs import Status
+from dreamsa.web.jobs import BUSY, Status
 
 QUIET: Any = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
 """For quick events, which bypass gradio's queue so that a full one never blocks the display."""
@@ -26,7 +29,15 @@ lock: two polls at a time can lose some, and gradio would then refuse a valid on
 SELECT_RUN = """element.addEventListener('click', event => {
   const button = event.target.closest('button[data-run]');
   if (button) trigger('click', {run: button.dataset.run});
-});"""
+});
+const filter = () => {
+  const field = document.querySelector('#filter input, #filter textarea');
+  const words = (field?.value ?? '').toLowerCase();
+  for (const row of element.querySelectorAll('.run'))
+    row.hidden = !row.textContent.toLowerCase().includes(words);
+};
+document.addEventListener('input', event => { if (event.target.closest('#filter')) filter(); });
+new MutationObserver(filter).observe(element, {childList: true, subtree: true});"""
 
 Parts = dict[str, tuple[Any, Callable[[], Any]]]
 """By name of a component: (what its content depends on, a function that returns the content)."""
@@ -51,7 +62,27 @@ class Panel:
             self.stop = gr.Button("Stop", elem_id="stop", min_width=80, **fixed)
             self.resume = gr.Button("Resume", elem_id="continue", min_width=80, **fixed)
             self.branch = gr.Button("Edit this", elem_id="branch", min_width=80, **fixed)
+            self.bin = gr.Button("Remove", elem_id="remove", min_width=80, **fixed)
         self.note = gr.HTML(elem_id="note")
+        self.model = gr.Model3D(
+            label="The object: drag to rotate, scroll to zoom",
+            elem_id="model",
+            height=380,
+            clear_color=(0.7, 0.7, 0.7, 1.0),
+            camera_position=(60, 75, 2.1),
+            interactive=False,
+            visible="hidden",  # not False: gradio draws only what comes after the viewer is there
+        )
+        self.download = gr.DownloadButton(
+            "Download the object (GLB)", elem_id="download", visible=False
+        )
+        with gr.Accordion("Export and download", open=False), gr.Row(elem_classes="actions"):
+            kinds = [(label, kind) for kind, label in EXPORTS.items()]
+            self.kind = gr.Dropdown(
+                kinds, value="glb", label="Format", min_width=160, scale=3, elem_id="kind"
+            )
+            self.export = gr.Button("Export", elem_id="export", min_width=90, scale=1)
+        self.exported = gr.File(label="Exported", elem_id="exported", **hidden)
         self.turntable = gr.HTML(elem_id="turntable")
         self.slider = gr.ImageSlider(
             label="Before and after, same camera",
@@ -69,18 +100,12 @@ class Panel:
         self.compared = gr.Dropdown(
             [], label="Compare with", elem_id="compared", visible=False, **UNCHECKED
         )
-        self.curve = gr.HTML(elem_id="curve")
+        with gr.Accordion("Details", open=False, elem_id="details"):
+            self.curve = gr.HTML(elem_id="curve")
         code: Any = {"wrap_lines": True, "max_lines": 8, **fixed}
         with gr.Accordion("Repeat this run", open=False):
             self.cli = gr.Code(None, "shell", label="Command line", elem_id="cli", lines=2, **code)
             self.python = gr.Code(None, "python", label="Python", elem_id="python", lines=4, **code)
-        with gr.Accordion("Export and download", open=False), gr.Row(elem_classes="actions"):
-            kinds = [(label, kind) for kind, label in EXPORTS.items()]
-            self.kind = gr.Dropdown(
-                kinds, value="glb", label="Format", min_width=160, scale=3, elem_id="kind"
-            )
-            self.export = gr.Button("Export", elem_id="export", min_width=90, scale=1)
-        self.exported = gr.File(label="Exported", elem_id="exported", **hidden)
 
     @property
     def inputs(self) -> list[Any]:
@@ -95,55 +120,86 @@ class Panel:
 
         def stop(run_id: str) -> tuple[None, str]:
             manager.stop(run_id)
-            return None, "Stopping. Progress is saved first."
+            return None, ""  # the badge says what happens
 
         def resume(run_id: str) -> tuple[str, str]:
-            words = "Started. The job continues from its last saved step."
-            return self.controller.resume(run_id), words
+            return self.controller.resume(run_id), ""
+
+        def remove(run_id: str) -> tuple[str | None, str]:
+            place = self.controller.remove(run_id)
+            self.controller.forget_listing()
+            return manager.current(), f"Removed. To bring it back, move {place} beside the runs."
 
         def select(event: gr.EventData, _: Any, *inputs: Any) -> dict[Any, Any]:
             try:
-                run_id = manager.find(getattr(event, "run", None)).id
+                status = manager.status(getattr(event, "run", None))
             except RunError as error:
                 return {self.note: markup.message(error)}
-            return {**self.update(run_id, *inputs), self.run: run_id}
-
-        def write_export(run_id: str | None, kind: str) -> dict[Any, Any]:
-            try:
-                path = self.controller.export(run_id or "", kind)
-                return {self.exported: gr.File(value=str(path), visible=True), self.note: ""}
-            except ERRORS as error:
-                return {self.note: markup.message(error)}
+            updates = {**self.update(status.id, *inputs), self.run: status.id}
+            return updates | ({self.parent: status.id} if status.editable else {})
 
         updates: Any = {"inputs": self.inputs, "outputs": self.outputs, **QUIET}
         self.stop.click(self.answer(self.note, stop), **updates)
         self.resume.click(self.answer(self.note, resume), **updates)
+        self.bin.click(self.answer(self.note, remove), **updates)
         self.tree.click(select, **updates).then(None, js=scroll_to("panel"), **QUIET)
         self.compared.input(self.update, **updates)
         timer.tick(self.update, **updates)
         page.load(lambda: self.update(None, None, None, {}), None, self.outputs, **QUIET)
-        inputs, outputs = [self.run, self.kind], [self.exported, self.note]
-        self.export.click(write_export, inputs, outputs, api_visibility="private", **EXCLUSIVE)
+        self.export.click(
+            self._write_export,
+            [self.run, self.kind],
+            [self.export, self.exported, self.note],
+            api_visibility="private",
+            show_progress="hidden",
+            **EXCLUSIVE,
+        )
+
+    def _write_export(self, run_id: str | None, kind: str) -> Iterator[dict[Any, Any]]:
+        """Export a run, showing each stage; the button cannot be pressed meanwhile."""
+        stages: Queue[str | None] = Queue()
+        with ThreadPoolExecutor(1) as pool:
+            export = self.controller.export
+            written = pool.submit(export, run_id or "", kind, stages.put)
+            written.add_done_callback(lambda _: stages.put(None))
+            yield {self.export: gr.Button("Exporting", interactive=False)}
+            while (stage := stages.get()) is not None:
+                yield {self.note: markup.message(f"Exporting: {stage}")}
+        done = {self.export: gr.Button("Export", interactive=True)}
+        try:
+            path = str(written.result())
+            yield {**done, self.exported: gr.File(value=path, visible=True), self.note: ""}
+        except ERRORS as error:
+            yield {**done, self.note: markup.message(error)}
 
     def answer(
         self, note: gr.HTML, act: Callable[..., tuple[str | None, str]]
     ) -> Callable[..., dict[Any, Any]]:
-        """A handler that calls `act`, shows its message in `note`, and updates the panel.
+        """The handler of `answered` without the error."""
+        handle = self.answered(note, act)
+        return lambda *inputs: handle(*inputs)[0]
+
+    def answered(
+        self, note: gr.HTML, act: Callable[..., tuple[str | None, str]]
+    ) -> Callable[..., tuple[dict[Any, Any], Exception | None]]:
+        """A handler that calls `act`, shows its message in `note`, and updates the panel. It also
+        returns the error, if there was one.
 
         Its inputs are the event's own, then those of an update. `act` takes the event's own and the
         id of the run shown; it returns the id of the run to show (None for the same) and a message.
         """
 
-        def handle(*inputs: Any) -> dict[Any, Any]:
+        def handle(*inputs: Any) -> tuple[dict[Any, Any], Exception | None]:
             *own, run_id, compared, parent, shown = inputs
+            failure: Exception | None = None
             try:
                 target, reply = act(*own, run_id)
             except ERRORS as error:
-                target, reply = None, error
+                target, reply, failure = None, error, error
             self.controller.forget_listing()
             run_id = target or run_id
             updates = self.update(run_id, compared, parent, shown)
-            return {**updates, note: markup.message(reply), self.run: run_id}
+            return {**updates, note: markup.message(reply), self.run: run_id}, failure
 
         return handle
 
@@ -196,21 +252,33 @@ def turntable_of(run: Run) -> str:
 
 
 def _finished(controller: Controller) -> list[tuple[str, str]]:
-    """(label, id) of each run that can be edited."""
-    statuses = [row[0] for row in controller.listing().rows]
-    return [(f"{one.prompt} ({one.id})", one.id) for one in statuses if one.state == "finished"]
+    """(label, id) of each run that can be compared."""
+    return _labelled(controller, lambda status: status.state == "finished")
+
+
+def _editable(controller: Controller) -> list[tuple[str, str]]:
+    """(label, id) of each run that can be edited: also stopped ones, from their checkpoint."""
+    return _labelled(controller, lambda status: status.editable)
+
+
+def _labelled(controller: Controller, chosen: Callable[[Status], bool]) -> list[tuple[str, str]]:
+    def label(one: Status) -> str:
+        end = "" if one.state == "finished" else f", {one.state} at {one.step}/{one.steps}"
+        return f"{one.prompt} ({one.id}{end})"
+
+    statuses = (row[0] for row in controller.listing().rows)
+    return [(label(one), one.id) for one in statuses if chosen(one)]
 
 
 def _page_parts(controller: Controller, selected: str | None, parent: str | None) -> Parts:
-    rows, damaged, _ = controller.listing()
-    strip = markup.strip(controller.manager.active_statuses())
-    finished = _finished(controller)
-    ids = [run_id for _, run_id in finished]
+    rows, damaged, failures, _ = controller.listing()
+    strip = markup.strip(controller.manager.active_statuses(), failures)
+    editable = _editable(controller)
     lines = [(status.id, status.state, bool(thumbnail)) for status, _, thumbnail in rows]
     return {
         "strip": (strip, lambda: strip),
         "tree": ((lines, damaged, selected), lambda: markup.tree(rows, selected, damaged)),
-        "parent": (ids, lambda: _choice(finished, parent, selected)),
+        "parent": (editable, lambda: _choice(editable, parent, selected)),
     }
 
 
@@ -238,7 +306,8 @@ def _run_parts(controller: Controller, status: Status, compared: str | None) -> 
     record, config = run.record, pace.config_of(run)
     parent = controller.listing().ids.get(record["parent"] or "", record["parent"] or "")
     ascent = ascent_steps(config)
-    card = markup.card(status, ascent, record["lineage"], _facts(run.id, record, config, parent))
+    facts, says = _facts(run.id, record, config, parent), verdict(run) if finished else ""
+    card = markup.card(status, ascent, record["lineage"], facts, says)
 
     others = [choice for choice in _finished(controller) if choice[1] != run.id]
     ids = [run_id for _, run_id in others]
@@ -247,7 +316,8 @@ def _run_parts(controller: Controller, status: Status, compared: str | None) -> 
     before = manager.find(compared) if compared and finished else None
     views = (run.id, finished, compared)
     sheet = run.path / "contact_sheet.png"
-    image = sheet if finished and sheet.is_file() else status.preview
+    pictured = sheet.is_file() and state not in BUSY
+    image = sheet if pictured else status.preview
     metrics = run.path / "metrics.jsonl"
     logged = metrics.stat().st_mtime_ns if metrics.is_file() else 0
 
@@ -265,18 +335,33 @@ def _run_parts(controller: Controller, status: Status, compared: str | None) -> 
     def enabled(*states: str) -> Callable[[], gr.Button]:
         return lambda: gr.Button(interactive=state in states)
 
+    model = controller.model(run)
+    modelled = (run.id, model.stat().st_mtime_ns if model else 0)
     return {
         "card": (card, lambda: card),
-        "note": (run.id, lambda: ""),
+        "note": ((run.id, state), lambda: ""),
         "stop": ((state, run.id), enabled("queued", "running")),
         "resume": (state, enabled("created", "stopped", "failed")),
-        "branch": (state, enabled("finished")),
+        "branch": (status.editable, lambda: gr.Button(interactive=status.editable)),
+        "bin": (state, enabled("created", "stopped", "failed", "finished")),
+        "model": (
+            modelled,
+            lambda: gr.Model3D(
+                value=str(model) if model else None, visible=True if model else "hidden"
+            ),
+        ),
+        "download": (
+            modelled,
+            lambda: gr.DownloadButton(
+                value=str(model) if model else None, visible=model is not None
+            ),
+        ),
         "sheet": (
-            str(image or ""),
+            (str(image or ""), image.stat().st_mtime_ns if image else 0),
             lambda: gr.Image(
                 value=images.read_png(image) if image else None,
                 visible=image is not None,
-                label="Twelve views" if finished else f"Step {status.step}",
+                label="Twelve views" if pictured else f"Step {status.step}",
             ),
         ),
         "turntable": (views, turntable),

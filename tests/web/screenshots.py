@@ -105,7 +105,7 @@ def screenshots(out: Path, runs: Path, steps: int = 250) -> list[Path]:
     with tempfile.TemporaryDirectory(prefix="dreamsa-") as folder, chdir(folder):
         for path in found:  # copies: the job of the screenshots must not stay in the user's gallery
             shutil.copytree(path, Path("runs") / path.name)
-        controller = open_controller("runs")
+        controller = open_controller("runs", Path(folder) / "exports")
         edits = [
             run
             for run in controller.manager.runs()
@@ -133,6 +133,7 @@ def _take_all(
         page.get_by_role("tab", name="Gallery").click()
         page.locator(f'#tree [data-run="{run}"]').click()
         page.wait_for_selector("#turntable img")
+        page.wait_for_timeout(3000)  # until a browser without a GPU has drawn the object
 
     page = visit(opened, address)
     choose(page, child)
@@ -146,13 +147,14 @@ def _take_all(
     choose(dark, parent)
     dark.locator("#branch").click()
     dark.locator("#edit-prompt textarea").fill(prompt)
+    dark.locator("#edit-advanced > button").click()
     dark.get_by_label("anneal: ascend on the new prompt").check()
+    dark.locator("#edit-ascent input").wait_for()
     dark.locator("#edit-steps input").fill(str(steps))
     dark.locator("#edit-ascent input").fill(str(steps // 2))
     dark.locator("#edit").click()
     dark.wait_for_selector("#card .badge.ascending")
     dark.wait_for_selector("#sheet img")
-    dark.wait_for_selector("#curve polyline")
     take(dark, out / "edit.png")
     dark.locator("#stop").click()
     dark.wait_for_selector("#card .badge.stopped")

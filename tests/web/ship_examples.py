@@ -14,7 +14,14 @@ from dreamsa import checkpoint
 from dreamsa.files import TEMPORARY, write_json
 from dreamsa.runs import Run, RunError, find_run, runs_folder
 
-FILES = ("config.json", "metrics.jsonl", "contact_sheet.png", "turntable.webp", "README.md")
+FILES = (
+    "config.json",
+    "metrics.jsonl",
+    "contact_sheet.png",
+    "turntable.webp",
+    "mesh.glb",
+    "README.md",
+)
 MAX_BYTES = 6_000_000
 """Maximum total size of the examples."""
 

@@ -1,6 +1,7 @@
 """Starting and stopping the page."""
 
 import signal
+import socket
 import subprocess
 import sys
 import urllib.request
@@ -22,6 +23,19 @@ def test_a_missing_gradio_is_one_sentence_that_names_the_remedy(monkeypatch, cap
         "dreamsa: The page needs gradio, which is not installed. "
         "Install it with: pip install 'dreamsa[web]'\n"
     )
+
+
+def test_a_taken_port_is_named_with_the_next_free_one():
+    app = pytest.importorskip("dreamsa.web.app", reason="the page needs gradio")
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with pytest.raises(OSError, match=rf"Port {port} on .* is free: dreamsa web --port \d+"):
+            app.free_port("127.0.0.1", port)
+    assert app.free_port("127.0.0.1", None) >= 7860
+    with pytest.raises(OSError, match=r"Port 70000 .* Name another with --port"):
+        app.free_port("127.0.0.1", 70000)
 
 
 def test_app_py_imports_no_torch_before_the_command_sets_the_threads():

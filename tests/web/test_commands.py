@@ -9,6 +9,7 @@ from tiny import tiny_config
 from dreamsa import cli, job, with_overrides
 from dreamsa.choices import ESCAPES
 from dreamsa.config import ControlConfig, EditConfig, edited, to_json
+from dreamsa.guidance import hub
 from dreamsa.presets import edit_length, preset
 from dreamsa.runs import new_run
 from dreamsa.web import commands
@@ -22,10 +23,13 @@ class Captured(Exception):
 
 @pytest.fixture
 def captured(monkeypatch):
-    def capture(config, parent, folder, facts):
+    def capture(config, parent, folder, facts, name):
         raise Captured(config, parent, folder)
 
     monkeypatch.setattr(job, "new_run", capture)
+    monkeypatch.setattr(job, "require_model", lambda config: None)
+    monkeypatch.setattr(job.StableDiffusion, "shared", lambda config, device: None)
+    monkeypatch.setattr(hub, "local_folder", lambda config: None)
 
 
 def repeated(run, folder):

@@ -6,7 +6,7 @@ from tiny import tiny_config, tiny_score
 from web import ship_examples
 from web.ship_examples import ship
 
-from dreamsa import api, job
+from dreamsa import api, job, outputs
 from dreamsa.outputs import load_scene, orbit_images
 from dreamsa.runs import RunError, list_runs, new_run
 from dreamsa.web import examples
@@ -18,8 +18,8 @@ FACTS = {"device": "cpu", "backend": "numba"}
 def finished(tmp_path, monkeypatch):
     """A rabbit and its edit, finished."""
     monkeypatch.setattr(job.StableDiffusion, "load", lambda config, device: tiny_score())
-    write = job.write_outputs
-    monkeypatch.setattr(job, "write_outputs", lambda run, scene, frames: write(run, scene, 8, 16))
+    write = outputs.write_outputs
+    monkeypatch.setattr(job, "write_results", lambda run, scene, stage: write(run, scene, 8, 16))
     rabbit = api.generate(config=tiny_config(), runs=tmp_path / "made").wait()
     return rabbit, api.edit(
         rabbit, "a purple rabbit", steps=6, ascent_steps=2, runs=tmp_path / "made"

@@ -26,6 +26,7 @@ class FakeJob:
     may: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(0))
     error: Exception | None = None
     done: int = 0
+    stages: job.Stages = field(default_factory=job.Stages)
 
     def __iter__(self):
         self.run.begin()
@@ -53,7 +54,7 @@ def manager(tmp_path):
 def tiny_runs(monkeypatch):
     """Real runs with steps of a few milliseconds."""
     monkeypatch.setattr(job.StableDiffusion, "load", lambda config, device: tiny_score())
-    monkeypatch.setattr(job, "write_outputs", lambda run, scene, frames: [])
+    monkeypatch.setattr(job, "write_results", lambda *arguments: None)
 
 
 def submit_fake(manager, device="cpu", steps=3, error=None) -> FakeJob:
@@ -85,6 +86,33 @@ def test_one_job_runs_while_the_others_wait_in_the_order_of_submission(manager):
         assert manager.wait(work.run.id, SOON)
         assert manager.status(work.run.id).state == "finished"
     until(lambda: manager.active() == [])
+
+
+def test_a_new_page_shows_the_newest_finished_run_and_later_failures_are_listed(manager):
+    good, bad = submit_fake(manager), submit_fake(manager, error=ValueError("no good"))
+    bad.run.update(created="2999-01-01T00:00:00+00:00")
+    for work in (good, bad):
+        work.may.release(work.steps)
+    until(lambda: manager.active() == [])
+    assert manager.current() == good.run.id
+    assert [(one.id, one.error) for one in manager.failures()] == [(bad.run.id, "no good")]
+
+
+def test_each_ended_run_is_judged_before_the_next_and_a_judge_that_fails_harms_no_run(tmp_path):
+    seen = []
+
+    def judge(run):
+        seen.append((run.id, run.status))
+        raise ValueError("blind")
+
+    manager = JobManager(tmp_path / "runs", judge)
+    work = submit_fake(manager)
+    work.may.release(work.steps)
+    with pytest.warns(UserWarning, match="blind"):
+        until(lambda: manager.active() == [])
+    assert seen == [(work.run.id, "finished")]
+    assert manager.status(work.run.id).state == "finished"
+    manager.close(timeout=5)
 
 
 def test_each_device_runs_a_job_of_its_own(manager):

@@ -88,6 +88,14 @@ def test_the_badge_names_the_phase(status, ascent, wanted):
     assert found.words == wanted
 
 
+def test_what_a_job_does_between_its_steps_is_in_the_badge_and_failures_in_the_strip():
+    status = Status("a-0000", "a mug", "running", 5, 5, "descend", stage="pictures 8/52")
+    assert "pictures 8/52" in markup.badge(status)
+    failed = Status("b-0000", "a <b>", "failed", 1, 5, "", error="no good")
+    assert "Failed: a &lt;b&gt; (b-0000): no good and 1 more" in markup.strip([], [failed, failed])
+    assert "Failed" not in markup.strip([])
+
+
 def test_the_curve_shades_the_ascent_in_proportion():
     rows = [
         {"step": step, "grad_norm": 2.0, "grad_dot_latents": -4.0 if step < 50 else 4.0}

@@ -13,6 +13,7 @@ from types import SimpleNamespace
 from typing import ClassVar
 
 import pytest
+import trimesh
 from tiny import tiny_config, tiny_score
 from web import screenshots
 
@@ -20,7 +21,7 @@ pytest.importorskip("gradio", reason="the page needs gradio: pip install 'dreams
 
 from analytic import GaussianMixture
 
-from dreamsa import api, job
+from dreamsa import api, job, outputs
 from dreamsa.choices import ASCENT_SCALE, DEFAULT_ESCAPE, ESCAPES, FORMATS
 from dreamsa.runs import Run
 from dreamsa.web import app, controller, forms
@@ -29,6 +30,9 @@ from dreamsa.web.jobs import JobManager
 
 SOON_MS = 240_000
 """Longer than anything here takes, even on a busy machine."""
+EXPORTING = Event()
+"""Until it is set, an export waits."""
+EXPORTING.set()
 LONG_RUN = 3000
 """Steps of a run that no test outlasts."""
 
@@ -53,13 +57,13 @@ class Slow(GaussianMixture):
 def site(tmp_path_factory) -> Iterator[SimpleNamespace]:
     patch = pytest.MonkeyPatch()
     patch.setattr(job.StableDiffusion, "load", lambda config, device: Slow(**vars(tiny_score())))
-    write = job.write_outputs
-    patch.setattr(job, "write_outputs", lambda run, scene, frames: write(run, scene, 8, 16))
+    write = outputs.write_outputs
+    patch.setattr(job, "write_results", lambda run, scene, stage: write(run, scene, 8, 16))
     patch.setattr(job, "PREVIEW_SECONDS", 0.2)
     patch.setattr(app, "POLL_SECONDS", 0.5)
     patch.setattr(api, "export", stand_in_export)
     for module in (forms, controller):
-        patch.setattr(module, "preset", lambda name, prompt: tiny_config(prompt=prompt))
+        patch.setattr(module, "preset", lambda name, prompt, model=None: tiny_config(prompt=prompt))
     folder = tmp_path_factory.mktemp("site") / "runs"
     made = Controller(JobManager(folder), folder.with_name("exports"))
     page, address = app.launch(made)
@@ -71,8 +75,10 @@ def site(tmp_path_factory) -> Iterator[SimpleNamespace]:
     patch.undo()
 
 
-def stand_in_export(run, *, format, out, runs):
+def stand_in_export(run, *, format, out, stage, runs):
     """A quick substitute: meshes are tested elsewhere."""
+    stage("colours")
+    assert EXPORTING.wait(SOON_MS / 1000)
     if format == "stl":
         raise ValueError("Nothing is solid here; train for longer.")
     out.write_bytes(f"{format} of {run.id}".encode())
@@ -145,7 +151,9 @@ def test_generate_edit_compare_and_export(site, visit, monkeypatch):
     page.wait_for_selector("#turntable img")
     page.locator("#branch").click()
     page.locator("#edit-prompt textarea").fill("a purple rabbit")
+    page.locator("#edit-advanced > button").click()
     page.get_by_label("anneal: ascend on the new prompt").check()
+    page.locator("#edit-ascent input").wait_for()
     page.locator("#edit-steps input").fill("120")
     page.locator("#edit-ascent input").fill("60")
     ascent, descent = Event(), Event()  # until the page has shown each, however slowly it polls
@@ -165,7 +173,8 @@ def test_generate_edit_compare_and_export(site, visit, monkeypatch):
         "purple",
         "rabbit",
     ]
-    assert page.locator("#curve rect.ascent").count() == 1
+    page.get_by_role("button", name="Details").click()
+    page.wait_for_selector("#curve rect.ascent")
     rabbit, purple = site.manager.runs()[-2:]
     assert purple.record["parent"] == rabbit.id
     assert (purple.config.steps, purple.config.edit.ascent_steps) == (120, 60)
@@ -178,7 +187,11 @@ def test_generate_edit_compare_and_export(site, visit, monkeypatch):
         "#cli .cm-content"
     ).inner_text().replace("\n", " ")
     page.get_by_role("button", name="Export and download").click()
+    EXPORTING.clear()
     page.locator("#export").click()
+    page.wait_for_selector("#note .good:has-text('Exporting: colours')")
+    assert page.locator("#export").is_disabled()
+    EXPORTING.set()
     link = page.locator("#exported a").first
     link.wait_for()
     assert page.request.get(link.get_attribute("href")).body() == f"glb of {purple.id}".encode()
@@ -192,7 +205,7 @@ def test_generate_edit_compare_and_export(site, visit, monkeypatch):
 def test_opening_the_advanced_settings_changes_no_value(site, visit):
     page = visit()
     page.locator("#prompt textarea").fill("a rabbit")
-    page.locator("#forms button", has_text="Advanced").first.click()
+    page.locator("#advanced > button").click()
     page.get_by_label("Guidance scale").wait_for()
     page.locator("#forms").get_by_label("Seed").first.fill("3")
     page.locator("#generate").click()
@@ -201,7 +214,7 @@ def test_opening_the_advanced_settings_changes_no_value(site, visit):
     run = site.manager.runs()[-1]
     assert run.config == tiny_config(seed=3)
     page.locator("#branch").click()
-    page.locator("#forms button", has_text="Advanced").last.click()
+    page.locator("#edit-advanced > button").click()
     page.wait_for_function("document.querySelector('#edit-seed input')?.value === '3'")
     page.locator("#edit-steps input").fill("4")
     page.locator("#edit-prompt textarea").fill("a mug")
@@ -212,44 +225,108 @@ def test_opening_the_advanced_settings_changes_no_value(site, visit):
     assert edit == replace(run.config, prompt="a mug", steps=4, edit=edit.edit)
 
 
-def shown_numbers(page) -> tuple[float, ...]:
-    names = ("edit-eta", "edit-ascent", "edit-scale")
-    return tuple(float(page.locator(f"#{name} input").first.input_value()) for name in names)
+def shown_numbers(page) -> dict[str, float]:
+    """The fields of the numbers that the method uses."""
+    fields = {name: page.locator(f"#edit-{name} input") for name in ("eta", "ascent", "scale")}
+    return {
+        name: float(field.first.input_value())
+        for name, field in fields.items()
+        if field.count() and field.first.is_visible()
+    }
 
 
 def test_the_edit_form_offers_the_escapes_and_sets_their_numbers(site, visit, rabbit):
     page = visit()
     choose(page, rabbit)
     page.locator("#branch").click()
+    page.locator("#edit-advanced > button").click()
     page.locator("#escape label").first.wait_for()
     labels = page.locator("#escape label").all_inner_texts()
     wanted = [f"{name}: {row.sentence}" for name, row in ESCAPES.items()]
     assert [label.strip() for label in labels] == wanted
     assert page.locator("#escape label.selected").inner_text().startswith(DEFAULT_ESCAPE)
-    page.get_by_role("tabpanel").get_by_role("button", name="Advanced").last.click()
-    assert shown_numbers(page) == (ESCAPES[DEFAULT_ESCAPE].eta, 0, ASCENT_SCALE)
+    assert shown_numbers(page) == {"eta": ESCAPES[DEFAULT_ESCAPE].eta}
     page.locator("#edit-steps input").fill("100")
     for name, row in (*ESCAPES.items(), ("plain", ESCAPES["plain"])):
         page.locator("#escape label", has_text=f"{name}: ").click()
-        expected = (row.eta, 20 if row.ascends else 0, ASCENT_SCALE)
+        expected = {"ascent": 20, "scale": ASCENT_SCALE} if row.ascends else {}
+        expected |= {"eta": row.eta} if row.eta else {}
         deadline = time.monotonic() + SOON_MS / 1000
         while shown_numbers(page) != expected:
             assert time.monotonic() < deadline, (name, shown_numbers(page))
             time.sleep(0.1)
     page.locator("#escape label", has_text="anneal: ").click()
     page.locator("#edit-steps input").fill("50")
-    page.wait_for_function("document.querySelector('#edit-ascent input').value === '10'")
-    page.locator("#edit-eta input").first.fill("0.3")
+    page.wait_for_function("document.querySelector('#edit-ascent input')?.value === '10'")
+    page.locator("#bold label", has_text="Start over").click()
+    page.wait_for_selector("#escape label.selected:has-text('fresh')")
+    page.locator("#escape label", has_text="anneal: ").click()
     page.locator("#edit-steps input").fill("10")
+    page.wait_for_function("document.querySelector('#edit-ascent input')?.value === '2'")
     page.locator("#edit-ascent input").fill("4")
     page.locator("#edit-scale input").fill("0.05")
     page.locator("#edit-prompt textarea").fill("a purple rabbit")
     page.locator("#edit").click()
     badge(page, "finished")
-    page.wait_for_selector("#card .facts:has-text('then anneal')")
+    page.wait_for_selector("#card .facts:has-text('anneal')")
     edit = site.manager.runs()[-1].config.edit
-    assert (edit.eta, edit.ascent_steps, edit.scale, edit.moments) == (0.3, 4, 0.05, "reset")
+    assert (edit.eta, edit.ascent_steps, edit.scale, edit.moments) == (0, 4, 0.05, "reset")
     assert edit.escape in page.locator("#card .facts").inner_text()
+
+
+def test_an_object_can_be_rotated_and_downloaded(visit, rabbit):
+    page = visit()
+    choose(page, rabbit)
+    page.locator("#model").wait_for(state="hidden")
+    trimesh.creation.box().export(rabbit.path / "mesh.glb")
+    page.wait_for_selector("#model canvas")
+    link = page.locator("#download a, a#download").first
+    found = page.request.get(link.get_attribute("href")).body()
+    assert found == (rabbit.path / "mesh.glb").read_bytes()
+
+
+def test_runs_are_filtered_and_removed_to_the_trash(site, visit, rabbit):
+    other = api.generate(config=tiny_config(prompt="a mug"), runs=site.manager.folder).wait()
+    page = visit()
+    choose(page, other)
+    page.locator("#filter input, #filter textarea").first.fill(other.id)
+    page.locator(f'#tree [data-run="{rabbit.id}"]').wait_for(state="hidden")
+    assert page.locator(f'#tree [data-run="{other.id}"]').is_visible()
+    page.locator("#remove").click()
+    page.wait_for_selector("#note .good:has-text('Removed. To bring it back')")
+    page.locator(f'#tree [data-run="{other.id}"]').wait_for(state="detached")
+    assert (site.manager.folder / ".trash" / other.id / "run.json").is_file()
+
+
+def test_the_edit_form_takes_the_run_that_is_shown(site, visit, rabbit):
+    older = api.generate(config=tiny_config(seed=5), runs=site.manager.folder).wait()
+    page = visit()
+    choose(page, rabbit)
+    page.get_by_role("tab", name="Edit").click()
+    value = "id => document.querySelector('#parent input')?.value.includes(id)"
+    page.wait_for_function(value, arg=rabbit.id)
+    choose(page, older)
+    page.get_by_role("tab", name="Edit").click()
+    page.wait_for_function(value, arg=older.id)
+
+
+def test_a_stopped_run_can_be_exported_and_edited(site, visit):
+    page = visit()
+    page.locator("#prompt textarea").fill("a mug")
+    page.locator("#steps input").fill(str(LONG_RUN))
+    page.locator("#generate").click()
+    badge(page, "descending ")
+    page.locator("#stop").click()
+    badge(page, "stopped at ")
+    run = site.manager.runs()[-1]
+    page.wait_for_selector("#sheet:has-text('Twelve views')")
+    page.get_by_role("button", name="Export and download").click()
+    page.locator("#export").click()
+    page.locator("#exported a").first.wait_for()
+    page.locator("#branch").click()
+    page.wait_for_function(
+        "id => document.querySelector('#parent input')?.value.includes(id)", arg=run.id
+    )
 
 
 def test_a_damaged_run_is_a_row_that_cannot_be_selected_and_hides_no_other(site, visit, rabbit):
@@ -357,6 +434,8 @@ def test_a_prompt_is_text_everywhere_on_the_page(site, visit):
     prompt = "a rabbit <img src=x onerror=alert(1)> ${alert(2)} {{value}}"
     page.locator("#prompt textarea").fill(prompt)
     page.locator("#generate").click()
+    page.wait_for_selector("#create-note .bad:has-text('does not know: img, src')")
+    page.locator("#anyway").click()
     page.wait_for_selector("#card h2:has-text('onerror')")
     badge(page, "finished")
     assert page.locator("#card h2").inner_text() == prompt
