@@ -71,3 +71,11 @@ def test_a_variant_of_a_matched_arm_moves_as_far_as_its_numbers_say():
     edit = towards.edit("parent", 60, 0.01)
     assert (edit.eta, edit.control) == (0.5, None)
     assert towards.title == "towards a random scene, eta = 0.5"
+
+
+def test_what_an_edit_may_change_makes_variants():
+    shape = arm_of("H@keep=shape").edit("parent", 60, 0.01)
+    assert (shape.eta, shape.free.keep) == (ESCAPES["interpolate"].eta, "shape")
+    region = arm_of("B@region=auto@grow=0.05").edit("parent", 60, 0.01)
+    assert (region.eta, region.free.auto, region.free.grow) == (0, True, 0.05)
+    assert arm_of("H").edit("parent", 60, 0.01).free is None
