@@ -30,7 +30,7 @@ Stage = Callable[[str], None]
 
 TURNTABLE_SIZE = 256
 """Side of a finished run's turntable, pixels."""
-RESULT_MESH: dict[str, int] = {"resolution": 128, "faces": 10_000, "texture": 512}
+RESULT_RESOLUTION, RESULT_FACES, RESULT_TEXTURE = 128, 10_000, 512
 """Of the mesh that a finished run gets by itself: small enough to be quick; an export is finer."""
 AT_ONCE = 4
 """Images rendered between two reports of progress."""
@@ -101,7 +101,16 @@ def write_results(run: Run, scene: Scene, stage: Stage) -> None:
     if config.mesh and config.turntable:
         try:
             path = run.path / "mesh.glb"
-            write_mesh(run, scene, path, "glb", **RESULT_MESH, stage=lambda s: stage(f"mesh: {s}"))
+            write_mesh(
+                run,
+                scene,
+                path,
+                "glb",
+                RESULT_RESOLUTION,
+                RESULT_TEXTURE,
+                RESULT_FACES,
+                stage=lambda part: stage(f"mesh: {part}"),
+            )
         except (ValueError, RuntimeError, OSError) as error:
             warnings.warn(f"Run {run.id} has no mesh: {error}", stacklevel=2)
         else:

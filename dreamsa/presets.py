@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from dreamsa.choices import LENGTHS, PRESETS, BaseName, PresetName
+from dreamsa.choices import BASES, LENGTHS, PRESETS, BaseName, PresetName
 from dreamsa.config import (
     TOYBOX,
     TOYBOX_WORDING,
@@ -95,10 +95,8 @@ def edit_length(
     """Steps of an edit, and how many would ascend: as given, else the preset's, else the preset's
     fraction."""
     usual: BaseName = "toybox" if parent.model.model == TOYBOX else "paper"
-    factor = 1.0
-    if name in LENGTHS:
-        factor = LENGTHS[name]
-    elif name is not None:
+    factor = LENGTHS.get(name, 1.0)  # pyright: ignore[reportArgumentType, reportCallIssue]
+    if name in BASES:
         usual = name
     default_steps, default_ascent = EDIT_STEPS[usual]
     if steps is None:

@@ -176,7 +176,7 @@ def combine(plans: Mapping[str, Plan]) -> Plan:
 
 def norms_and_biases(model: nn.Module) -> Masks:
     """Masks that keep all vectors, and nothing else."""
-    masks = {
+    masks: dict[Tensor, Tensor] = {
         p: torch.full_like(p, p.ndim < 2, dtype=torch.bool, requires_grad=False)
         for p in model.parameters()
     }

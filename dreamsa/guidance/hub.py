@@ -219,10 +219,10 @@ def cpu_hours(config: ModelConfig, steps: int) -> float | None:
 
 def _flops_per_second(size: int = 1024) -> float:
     a = torch.ones(size, size)
-    a @ a
+    torch.mm(a, a)
     began = time.perf_counter()
     for _ in range(4):
-        a @ a
+        torch.mm(a, a)
     return 4 * 2 * size**3 / (time.perf_counter() - began)
 
 

@@ -5,6 +5,7 @@ model's `model_index.json` are ignored.
 """
 
 import hashlib
+import json
 import os
 import re
 import warnings
@@ -287,7 +288,12 @@ _shared: dict[torch.device, tuple[Any, StableDiffusion]] = {}
 _loading = Lock()
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
+    """An object of a model's folder.
+
+    Raises:
+        ModelNotFound: It is damaged.
+    """
     try:
         found = json.loads(path.read_bytes())
     except (OSError, ValueError, RecursionError) as error:
@@ -305,7 +311,7 @@ def _check_part(source: str, part: str, common: dict[str, Any]) -> None:
             code or a quantizer.
     """
     for path in _part_files(source, part, common):
-        found = _read_json(path)
+        found = read_json(path)
         shards = found.get("weight_map", {})
         names = shards.values() if isinstance(shards, dict) else [shards]
         for name in names:

@@ -1,13 +1,12 @@
 """Words that a model trained on few words knows, and what it would make of a prompt."""
 
-import json
 import re
 from difflib import get_close_matches
 from pathlib import Path
 from typing import NamedTuple
 
 from dreamsa.config import ModelConfig
-from dreamsa.guidance.stable_diffusion import locate_model
+from dreamsa.guidance.stable_diffusion import ModelNotFound, locate_model, read_json
 from dreamsa.presets import MODEL_ALIASES
 
 VOCABULARY = "vocabulary.json"
@@ -41,10 +40,21 @@ class UnknownWords(ValueError):
 
 
 def vocabulary(config: ModelConfig) -> dict[str, list[str]] | None:
-    """Words of a local model by kind ("objects", "colours"); None if unlisted."""
+    """Words of a local model by kind ("objects", "colours"); None if unlisted.
+
+    Raises:
+        ModelNotFound: The list is damaged.
+    """
     kind, source = locate_model(config)
     path = Path(source) / VOCABULARY
-    return json.loads(path.read_text()) if kind == "folder" and path.is_file() else None
+    if kind != "folder" or not path.is_file():
+        return None
+    known = read_json(path)
+    for name in ("objects", "colours"):
+        words = known.get(name)
+        if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
+            raise ModelNotFound(f"{path} is damaged: {name} must be a list of words.")
+    return known
 
 
 def read_prompt(prompt: str, known: dict[str, list[str]]) -> Reading:

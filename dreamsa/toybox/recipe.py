@@ -26,7 +26,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 from dreamsa.choices import Stage
 from dreamsa.files import write_atomic, write_json
 from dreamsa.guidance.prompts import VIEW_ANGLES
-from dreamsa.guidance.stable_diffusion import VOCABULARY
+from dreamsa.guidance.vocabulary import VOCABULARY
 from dreamsa.media import contact_sheet, to_uint8, write_png
 from dreamsa.toybox.autoencoder import (
     encode_images,
