@@ -176,6 +176,7 @@ class StableDiffusion:
         os.environ.setdefault("DIFFUSERS_DISABLE_REMOTE_CODE", "1")
         import diffusers
 
+        _quieten()
         device = torch.device(device)
         auto = "float32" if device.type == "cpu" else "float16"
         dtype = getattr(torch, auto if config.dtype == "auto" else config.dtype)
@@ -338,6 +339,16 @@ def _part_files(source: str, part: str, common: dict[str, Any]) -> list[Path]:
         with suppress(EntryNotFoundError):
             found.append(Path(hf_hub_download(source, name, subfolder=part, **common)))
     return found
+
+
+def _quieten() -> None:
+    """Switch off what the libraries print while they load, unless the user has asked for it."""
+    from diffusers.utils import logging as of_diffusers
+    from transformers.utils import logging as of_transformers
+
+    of_transformers.disable_progress_bar()
+    if "DIFFUSERS_VERBOSITY" not in os.environ:
+        of_diffusers.set_verbosity_error()
 
 
 def _parts(source: str, common: dict[str, Any], dtype: torch.dtype) -> dict[str, Any]:
