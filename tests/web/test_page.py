@@ -280,9 +280,9 @@ def test_an_object_can_be_rotated_and_downloaded(visit, rabbit):
     page.locator("#model").wait_for(state="hidden")
     trimesh.creation.box().export(rabbit.path / "mesh.glb")
     page.wait_for_selector("#model canvas")
-    link = page.locator("#download a, a#download").first
-    found = page.request.get(link.get_attribute("href")).body()
-    assert found == (rabbit.path / "mesh.glb").read_bytes()
+    with page.expect_download() as download:
+        page.locator("#download").click()
+    assert download.value.path().read_bytes() == (rabbit.path / "mesh.glb").read_bytes()
 
 
 def test_runs_are_filtered_and_removed_to_the_trash(site, visit, rabbit):
