@@ -86,6 +86,8 @@ class JobManager:
         self._waiting: deque[_Job] = deque()
         self._running: dict[str, _Job] = {}
         self._errors: dict[str, str] = {}
+        self._restoring: list[str] = []
+        """Ids of an earlier server's queue that are still to be queued."""
         self._threads: dict[str, Thread] = {}
         self._closed = False
 
@@ -102,7 +104,7 @@ class JobManager:
             with self._changed:
                 if self._closed:
                     raise RunError("The server is shutting down and takes no more jobs.")
-                if len(self._waiting) >= MAX_WAITING:
+                if len(self._waiting) >= MAX_WAITING and not self._restoring:
                     raise RunError(
                         f"{MAX_WAITING} jobs wait already; no more may. Try again later."
                     )
@@ -234,10 +236,13 @@ class JobManager:
         """Queue the jobs again that ran or waited when an earlier server was killed."""
         with suppress(OSError, ValueError):
             known = json.loads(read_plain(self.folder / QUEUE))
-            for run_id in known if isinstance(known, list) else []:
+            ids = known if isinstance(known, list) else []
+            self._restoring = [one for one in ids if isinstance(one, str)]
+            for run_id in [*self._restoring]:
                 with suppress(ValueError, RuntimeError, OSError):
                     run = self.find(run_id)
                     self.submit(lambda run=run: resume(run, self.folder))
+                self._restoring.remove(run_id)
 
     def close(self, timeout: float = 30.0) -> bool:
         """Save and stop the running jobs; those waiting can be resumed later.
@@ -260,6 +265,7 @@ class JobManager:
         """After a change of the queue: write its file, from which `restore` reads, and wake all."""
         jobs = [] if self._closed else self._jobs()
         ids = [job.id for job in jobs if job.work.run.path.parent == self.folder]
+        ids += [] if self._closed else [one for one in self._restoring if one not in ids]
         with suppress(OSError):  # a full disk must not end the jobs
             write_json(self.folder / QUEUE, ids)
         self._changed.notify_all()
