@@ -492,7 +492,10 @@ class _Recorder:
             )
 
     def _compare(self) -> None:
-        """Record what an edit has kept, unless its parent is gone and it does not stand on it."""
+        """Record what an edit has kept, unless its parent is gone and it does not stand on it, or
+        it has no pictures at all."""
+        if not self.training.config.turntable:
+            return
         before = self.training.scene.beneath()
         if before is None and self.parent is not None:
             with suppress(ValueError):  # the parent has been deleted meanwhile

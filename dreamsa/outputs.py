@@ -97,7 +97,8 @@ def write_results(run: Run, scene: Scene, stage: Stage) -> None:
     """Write everything that a finished run gets: pictures and, unless its configuration leaves it
     out, mesh.glb. A scene without a surface gets a warning instead of a mesh."""
     config = run.config
-    write_outputs(run, scene, config.turntable, TURNTABLE_SIZE, stage=stage)
+    size = TURNTABLE_SIZE if config.turntable else 128
+    write_outputs(run, scene, config.turntable, size, stage=stage)
     if config.mesh and config.turntable:
         try:
             path = run.path / "mesh.glb"

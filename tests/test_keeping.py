@@ -381,6 +381,7 @@ WRONG = [
 def quick(monkeypatch):
     monkeypatch.setattr(job.StableDiffusion, "load", lambda config, device: tiny_score())
     monkeypatch.setattr(job, "write_outputs", lambda run, scene, frames=8, resolution=16: [])
+    monkeypatch.setattr(job, "write_results", lambda *arguments: None)
     monkeypatch.setattr(job, "write_changes", lambda run, before, after: {})
 
 

@@ -68,6 +68,7 @@ def test_an_outline_surrounds_its_mask():
 def quick(monkeypatch):
     monkeypatch.setattr(job.StableDiffusion, "load", lambda config, device: tiny_score())
     monkeypatch.setattr(job, "write_outputs", lambda run, scene, frames=8, resolution=16: [])
+    monkeypatch.setattr(job, "write_results", lambda *arguments: None)
 
 
 @pytest.mark.usefixtures("quick")

@@ -92,6 +92,7 @@ def test_an_object_that_differs_all_over_is_cut_nowhere():
 def test_a_dry_run_shows_the_region_and_creates_no_run(tmp_path, monkeypatch, region):
     monkeypatch.setattr(job.StableDiffusion, "load", lambda config, device: tiny_score())
     monkeypatch.setattr(job, "write_outputs", lambda run, scene, frames=8, resolution=16: [])
+    monkeypatch.setattr(job, "write_results", lambda *arguments: None)
     field = replace(tiny_config().field, blob_density=400.0, blob_radius=0.3)
     parent = api.generate(config=tiny_config(field=field), runs=tmp_path).wait()
     cut_ = {"region": region, "grow": 0.05, "steps": 6, "runs": tmp_path}
@@ -118,6 +119,7 @@ def test_a_dry_run_shows_the_region_and_creates_no_run(tmp_path, monkeypatch, re
 def test_a_dry_run_of_an_edit_of_everything_needs_no_image(tmp_path, monkeypatch):
     monkeypatch.setattr(job.StableDiffusion, "load", lambda config, device: tiny_score())
     monkeypatch.setattr(job, "write_outputs", lambda run, scene, frames=8, resolution=16: [])
+    monkeypatch.setattr(job, "write_results", lambda *arguments: None)
     parent = api.generate(config=tiny_config(steps=2), runs=tmp_path).wait()
     config, image = api.preview_edit(parent, "a purple rabbit", keep="shape", runs=tmp_path)
     assert (config.edit.free.keep, image) == ("shape", None)

@@ -18,6 +18,8 @@ from tiny import tiny_config, tiny_score
 
 from dreamsa import api, checkpoint, cli, files, job, outputs, signals, train
 from dreamsa.checkpoint import CheckpointError
+from dreamsa.commands.follow import follow
+from dreamsa.commands.output import one_line_json
 from dreamsa.guidance import stable_diffusion
 from dreamsa.guidance.prompts import ViewPrompt
 from dreamsa.runs import Run, RunError
@@ -28,6 +30,7 @@ from dreamsa.train import new_training
 def quick(monkeypatch):
     use(monkeypatch, tiny_score())
     monkeypatch.setattr(job, "write_outputs", lambda run, scene, frames=8, resolution=16: [])
+    monkeypatch.setattr(job, "write_results", lambda *arguments: None)
 
 
 def use(monkeypatch, score):
@@ -257,7 +260,7 @@ def test_quiet_says_when_the_last_save_fails(tmp_path, monkeypatch):
     for quiet, as_json in ((True, False), (False, True)):
         monkeypatch.setattr(signals, "stop_on_signals", lambda: [signal.SIGTERM])
         with pytest.raises(RunError, match="No space left on device. Nothing was saved"):
-            cli._follow(start(tmp_path), as_json, quiet)
+            follow(start(tmp_path), as_json, quiet)
 
 
 def test_signals_that_come_together_are_one(monkeypatch):
@@ -286,7 +289,7 @@ def test_signals_that_come_together_are_one(monkeypatch):
 
 def test_json_has_no_nan():
     value = {"a": float("nan"), "b": [1.0, float("inf")], "c": {"d": (2, float("-inf"))}}
-    assert json.loads(cli._json(value)) == {"a": None, "b": [1.0, None], "c": {"d": [2, None]}}
+    assert json.loads(one_line_json(value)) == {"a": None, "b": [1.0, None], "c": {"d": [2, None]}}
 
 
 def test_a_file_system_whose_folders_cannot_be_synced_works(tmp_path, monkeypatch):
@@ -337,7 +340,7 @@ def test_an_ffmpeg_that_fails_is_a_warning(tmp_path, monkeypatch, program):
 
 def test_an_unexpected_error_is_one_sentence(monkeypatch, capsys):
     for error in (*ERRORS, AssertionError()):
-        monkeypatch.setattr(cli, "app", lambda tokens, error=error: (_ for _ in ()).throw(error))
+        monkeypatch.setattr(cli, "app", lambda *_, error=error, **__: (_ for _ in ()).throw(error))
         with pytest.raises(SystemExit) as ended:
             cli.main(["list"])
         said = capsys.readouterr().err

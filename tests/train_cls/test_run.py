@@ -259,7 +259,7 @@ def test_resume_hints_quote_paths(tmp_path):
     for function in (lambda: api.evaluate(run), lambda: new_run(run, QUICK)):
         with pytest.raises(ValueError, match=f"train-cls resume '{run}'"):
             function()
-    assert to_tree(QUICK) == json.loads((run / "config.json").read_text())
+    assert read(run / "config.json") == QUICK
 
 
 def test_a_run_with_other_classes_than_its_weights_is_refused(tmp_path):

@@ -151,7 +151,7 @@ def test_links_below_a_runs_folders_are_not_followed(site, tmp_path):
     assert images.thumbnail(run) is None
     run.checkpoints.mkdir()
     (run.checkpoints / "00000003").symlink_to(tmp_path)
-    with pytest.raises(RunError, match="no checkpoint"):
+    with pytest.raises(RunError, match="no complete checkpoint"):
         run.latest_checkpoint  # noqa: B018
 
 
