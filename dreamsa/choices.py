@@ -65,7 +65,7 @@ ESCAPES: dict[EscapeName, Escape] = {
     "fresh": Escape("start from a random scene", eta=1.0),
 }
 BOLDNESS: dict[str, EscapeName] = {
-    "Keep shape": "plain",
+    "Careful": "plain",
     "Balanced": "interpolate",
     "Start over": "fresh",
 }

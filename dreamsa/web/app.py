@@ -55,11 +55,13 @@ the run's scene on the new prompt; the run itself is never changed.</li>
 <li><b>Gallery</b>: all runs, including those of the command line. Edits are below the run that they
 were made from.</li></ol>
 <h3>How bold an edit is</h3><ul>
-<li><b>Keep shape</b> (plain) only descends from the scene as it is: best for another colour.</li>
+<li><b>Careful</b> (plain) only descends from the scene as it is.</li>
 <li><b>Balanced</b> (interpolate), the default, first moves the scene part of the way towards a
 random one, so that it leaves the form that it has settled in, then descends. In the measurements of
 this project it turned the most objects and colours into what was asked for.</li>
 <li><b>Start over</b> (fresh) begins with a random scene.</li>
+<li><b>Keep exactly</b>: the shape, for another colour, or the colours stay as they are, to the bit;
+under Advanced, everything outside of a region does.</li>
 <li>Under Advanced: <b>anneal</b> ascends on the new prompt for a fifth of the steps before it
 descends, the method that this project began with; and all numbers of the methods.</li></ul>
 <h3>What you get</h3><p>The object as a GLB, to rotate here and to open in browsers, Blender and

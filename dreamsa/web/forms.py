@@ -134,6 +134,13 @@ class EditForm:
             elem_id="bold",
             elem_classes="short",
         )
+        self.keep = gr.Radio(
+            [("Nothing", ""), ("The shape", "shape"), ("The colours", "colour")],
+            value="",
+            label="Keep exactly",
+            elem_id="edit-keep",
+            elem_classes="short",
+        )
         self.length = gr.Radio(
             [(name.capitalize(), name) for name in LENGTHS],
             value="standard",
@@ -177,6 +184,14 @@ class EditForm:
                 elem_classes="short",
                 visible=DEFAULT_ESCAPE == "plain",
             )
+            self.region = gr.Textbox(
+                label="Region",
+                info="Change only this; one per line",
+                placeholder="box:x0,y0,z0,x1,y1,z1, sphere:x,y,z,radius or auto",
+                lines=2,
+                max_length=2000,
+                elem_id="edit-region",
+            )
             self.seed = gr.Number(run.seed, label="Seed", elem_id="edit-seed", **COUNT)
         with gr.Row(elem_classes="actions"):
             self.start = gr.Button("Edit", variant="primary", elem_id="edit", min_width=120)
@@ -186,6 +201,7 @@ class EditForm:
         self.anyway = gr.Button("Do it anyway", elem_id="edit-anyway", visible=False)
         self.numbers = [self.eta, self.ascent_steps, self.scale, self.moments]
         self.values = [self.parent, self.prompt, self.escape, self.steps, *self.numbers, self.seed]
+        self.values += [self.keep, self.region]
 
     def wire(self, panel: Panel) -> None:
         controller, find = panel.controller, panel.controller.manager.find
@@ -194,11 +210,12 @@ class EditForm:
             return pace.config_of(find(parent)) if parent else preset(TOYBOX, "")
 
         def edit(anyway: bool, *inputs: Any) -> str:
-            parent, prompt, *values = inputs
+            parent, prompt, *values, keep, region = inputs
             if not parent:
                 raise RunError("There is no run to edit yet. Create one first.")
             names = "escape", "steps", "eta", "ascent_steps", "scale", "moments", "seed"
             options = {k: v for k, v in zip(names, values, strict=True) if v is not None}
+            options |= {"keep": keep or None, "region": (region or "").split()}
             return controller.edit(parent, prompt, anyway=anyway, **options)
 
         def estimate(parent: str | None, steps: float | None) -> str:

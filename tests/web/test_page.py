@@ -23,6 +23,7 @@ from analytic import GaussianMixture
 
 from dreamsa import api, job, outputs
 from dreamsa.choices import ASCENT_SCALE, DEFAULT_ESCAPE, ESCAPES, FORMATS
+from dreamsa.config import FreeConfig
 from dreamsa.runs import Run
 from dreamsa.web import app, controller, forms
 from dreamsa.web.controller import Controller
@@ -265,12 +266,15 @@ def test_the_edit_form_offers_the_escapes_and_sets_their_numbers(site, visit, ra
     page.wait_for_function("document.querySelector('#edit-ascent input')?.value === '2'")
     page.locator("#edit-ascent input").fill("4")
     page.locator("#edit-scale input").fill("0.05")
+    page.locator("#edit-keep label", has_text="The shape").click()
+    page.locator("#edit-region textarea").fill("box:-0.6,-0.6,0,0.6,0.6,0.6")
     page.locator("#edit-prompt textarea").fill("a purple rabbit")
     page.locator("#edit").click()
     badge(page, "finished")
     page.wait_for_selector("#card .facts:has-text('anneal')")
     edit = site.manager.runs()[-1].config.edit
     assert (edit.eta, edit.ascent_steps, edit.scale, edit.moments) == (0, 4, 0.05, "reset")
+    assert edit.free == FreeConfig("shape", boxes=((-0.6, -0.6, 0.0, 0.6, 0.6, 0.6),))
     assert edit.escape in page.locator("#card .facts").inner_text()
 
 
