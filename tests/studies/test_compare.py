@@ -161,6 +161,7 @@ def test_the_package_offers_compare():
     assert dreamsa.compare is compare
 
 
+@pytest.mark.slow
 def test_variants_of_arms_are_compared_with_them(runs, rabbit):
     names = {
         "B": "plain",

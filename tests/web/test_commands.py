@@ -17,7 +17,7 @@ from dreamsa.web import commands
 FACTS = {"device": "cpu", "backend": "numba"}
 
 
-class Captured(Exception):
+class Captured(BaseException):
     """Configuration, parent and folder of a run that a command starts."""
 
 
