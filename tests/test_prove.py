@@ -9,7 +9,13 @@ from dreamsa import job
 
 
 @pytest.mark.parametrize(
-    ("proof", "count"), [(bans, 1), (flips, 10), (structures, 20), (syscalls, 6)]
+    ("proof", "count"),
+    [
+        (bans, 1),
+        pytest.param(flips, 80, marks=pytest.mark.slow),
+        pytest.param(structures, 60, marks=pytest.mark.slow),
+        (syscalls, 6),
+    ],
 )
 def test_a_short_form_of_the_proof_finds_nothing(tmp_path, monkeypatch, proof, count):
     for name in ("write_outputs", "StableDiffusion"):  # what the proofs replace
